@@ -1,0 +1,55 @@
+# The commands of the README. Every target makes what it needs first; nothing outside the checkout is
+# written but pip's and torch's own caches.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# Pins torch by its full version: a range lets pip choose the build with several GB of CUDA packages
+# where a smaller one is at hand. On a machine without a GPU, PIP_ARGS can name the CPU index:
+#   make demo PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'
+TORCH    ?= torch==2.13.0
+PIP_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test check proto clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Make the virtual environment with everything
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Vistazo needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(TORCH) -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## From nothing to predictions: export, serve, classify, metrics
+	$(BIN)/python tests/e2e/demo.py
+
+serve: $(STAMP) ## Serve ./models on 127.0.0.1:8001
+	$(BIN)/vistazo serve --models models
+
+test: $(STAMP) ## The whole test suite
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## Lint, format, types, import rules, generated code up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=proto:server:client:export $(BIN)/lint-imports --no-cache
+	$(MAKE) --no-print-directory proto PROTO_OUT=build/proto
+	diff -r -x __pycache__ -x '*.proto' -x __init__.py -x py.typed proto/vistazo_proto build/proto/vistazo_proto
+
+PROTO_OUT ?= proto
+proto: $(STAMP) ## Regenerate the protobuf code
+	mkdir -p $(PROTO_OUT)
+	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) \
+	  $(sort $(wildcard proto/vistazo_proto/*.proto))
+	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --grpc_python_out=$(PROTO_OUT) --mypy_grpc_out=quiet:$(PROTO_OUT) \
+	  $(sort $(shell grep -l '^service ' proto/vistazo_proto/*.proto))
+
+clean: ## Remove what make made
+	rm -rf $(VENV) build dist models .demo

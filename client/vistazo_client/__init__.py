@@ -1,0 +1,1 @@
+"""Vistazo's Python client."""
