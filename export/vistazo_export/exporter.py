@@ -1,0 +1,144 @@
+"""The export of one network, start to end: resolve, load, write, check, publish."""
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vistazo_proto.manifest_pb2 import ModelManifest
+
+from vistazo_export import repository as repo
+from vistazo_export import zoo
+from vistazo_export.checkpoint import read_labels
+from vistazo_export.download import sha256_of
+from vistazo_export.errors import ExportError, RepositoryError, WeightsUnavailableError
+from vistazo_export.manifest import describes, plan_manifest, read_manifest, triton_config, write_manifest
+from vistazo_export.onnx_export import check_onnx, write_onnx
+from vistazo_export.parity import measure_parity
+from vistazo_export.progress import SILENT, Progress
+
+# A folder name that also does as a metric label and a gRPC health service.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export and where to."""
+
+    architecture: str
+    repository: Path
+    name: str = ""
+    """Folder in the repository; by default the architecture."""
+    weights: str = "pretrained"
+    """As `zoo.resolve` takes it."""
+    labels: Path | None = None
+    weights_mirror: str | None = None
+    allow_untrained: bool = False
+    """Fall back to seeded random weights where the published ones cannot be had."""
+    precision: str = "fp32"
+    max_batch_size: int = 32
+    force: bool = False
+    """Do all the work again though an existing version was made from the same."""
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A version in the repository."""
+
+    manifest: ModelManifest
+    version: int
+    seconds: float
+    """What the export took."""
+    published: bool
+    """False where an existing version was the same already."""
+
+
+@dataclass(frozen=True)
+class _Existing:
+    """The newest version of a model, its file checked against its manifest."""
+
+    manifest: ModelManifest
+    version: int
+
+
+def export_model(request: ExportRequest, progress: Progress = SILENT) -> ExportedModel:
+    """Export one network into the repository and return the version that holds it.
+
+    A new version appears only after all checks have passed, and only where the newest one differs;
+    nothing that was there is touched. Raises ExportError.
+    """
+    started = time.monotonic()
+    name = request.name or request.architecture
+    if not MODEL_NAME.fullmatch(name):
+        raise ExportError(f"{name!r} is no model name: letters, digits, '.', '_' and '-' only")
+    progress.stage("resolving")
+    labels = None if request.labels is None else read_labels(request.labels)
+    recipe = zoo.resolve(request.architecture, request.weights, labels)
+    newest = _newest(request.repository, name)
+
+    def plan(recipe: zoo.Recipe) -> ModelManifest:
+        return plan_manifest(
+            recipe, name=name, precision=request.precision, max_batch_size=request.max_batch_size
+        )
+
+    def unchanged(existing: _Existing) -> ExportedModel:
+        repo.repair_config(request.repository, name, triton_config(existing.manifest))
+        return ExportedModel(existing.manifest, existing.version, time.monotonic() - started, published=False)
+
+    if newest and not request.force and describes(newest.manifest, plan(recipe)):
+        return unchanged(newest)
+    try:
+        network = zoo.load(recipe, mirror=request.weights_mirror, progress=progress)
+    except WeightsUnavailableError as error:
+        if not request.allow_untrained:
+            raise
+        progress.warning(f"{name}: {error}. Using UNTRAINED weights instead: the answers mean nothing.")
+        recipe = recipe.untrained()
+        if newest and not request.force and describes(newest.manifest, plan(recipe)):
+            return unchanged(newest)
+        network = zoo.load(recipe, progress=progress)
+
+    with repo.staging(request.repository, name) as staged:
+        manifest = _write(network, plan(network.recipe), staged, progress)
+        same_graph = newest is not None and newest.manifest.model_sha256 == manifest.model_sha256
+        if newest and same_graph and describes(newest.manifest, plan(network.recipe)):
+            return unchanged(newest)
+        progress.stage("publishing")
+        version = repo.publish(staged, request.repository)
+    return ExportedModel(manifest, version, time.monotonic() - started, published=True)
+
+
+def _write(
+    network: zoo.LoadedNetwork, plan: ModelManifest, staged: repo.StagedModel, progress: Progress
+) -> ModelManifest:
+    """Write all files of the staged model, checked, and return its complete manifest."""
+    model = staged.version / repo.MODEL_FILE
+    manifest = ModelManifest()
+    manifest.CopyFrom(plan)
+    progress.stage("exporting")
+    write_onnx(network, model)
+    progress.stage("checking")
+    manifest.opset = check_onnx(model, manifest)
+    manifest.model_sha256 = sha256_of(model)
+    manifest.model_bytes = model.stat().st_size
+    progress.stage("comparing")
+    manifest.parity.CopyFrom(measure_parity(model, network, manifest.max_batch_size))
+    write_manifest(staged.version / repo.MANIFEST_FILE, manifest)
+    (staged.folder / repo.CONFIG_FILE).write_text(triton_config(manifest), encoding="utf-8")
+    return manifest
+
+
+def _newest(repository: Path, name: str) -> _Existing | None:
+    """Return the newest version of a model, or None where there is none or it is damaged."""
+    versions = repo.model_versions(repository / name)
+    if not versions:
+        return None
+    folder = repository / name / str(versions[-1])
+    try:
+        manifest = read_manifest(folder / repo.MANIFEST_FILE)
+        model = folder / repo.MODEL_FILE
+        if manifest.model_sha256 != sha256_of(model):
+            return None
+    except (RepositoryError, OSError):
+        return None
+    return _Existing(manifest, versions[-1])

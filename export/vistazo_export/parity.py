@@ -1,0 +1,165 @@
+"""Torch against ONNX Runtime, and ONNX Runtime against itself, on real images.
+
+torch gets the output of the network's original transforms; the graph gets the uint8 pixels that the
+manifest's preprocessing makes. So one figure covers the weights, the operators, the normalisation in
+the graph and the preprocessing on record.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from PIL import Image
+from vistazo_proto.manifest_pb2 import Parity
+
+from vistazo_export.errors import GraphError, ParityError
+from vistazo_export.preset import Preset, to_pixels
+from vistazo_export.sample_images import sample_images
+from vistazo_export.zoo import LoadedNetwork
+
+Pixels = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+Element = TypeVar("Element", bound=np.generic)
+
+TOLERANCE = 1e-4
+"""Bound on a logit difference divided by the largest absolute logit: fp32 sums in another order."""
+
+# Images that torch runs at a time, so that a big network needs no more memory than one small batch.
+TORCH_BATCH = 4
+
+
+@dataclass(frozen=True)
+class OnnxLogits:
+    """The graph's answers to the sample images, at several batch sizes."""
+
+    alone: Logits
+    """images × classes: each image as a batch of its own."""
+    batched: dict[int, Logits]
+    """Batch size → batch × classes; row i is sample image i, counted round and round."""
+
+    def largest_spread(self) -> float:
+        """Return the largest difference that company in a batch makes, relative to the largest logit."""
+        largest = max((_largest(rows - self._expected(rows)) for rows in self.batched.values()), default=0.0)
+        return _relative(largest, self.alone)
+
+    def largest_difference(self, reference: Logits) -> float:
+        """Return the largest absolute difference of any logit from `reference`, images × classes."""
+        return max(
+            _largest(self.alone - reference),
+            *(_largest(rows - _repeated(reference, len(rows))) for rows in self.batched.values()),
+        )
+
+    def top1_agreement(self, reference: Logits) -> float:
+        """Return the share of images, 0 to 1, whose top class is that of `reference` in every batch."""
+        agreed = self.alone.argmax(axis=1) == reference.argmax(axis=1)
+        for rows in self.batched.values():
+            same = rows.argmax(axis=1) == _repeated(reference, len(rows)).argmax(axis=1)
+            np.logical_and.at(agreed, np.arange(len(rows)) % len(agreed), same)
+        return float(agreed.mean())
+
+    def _expected(self, rows: Logits) -> Logits:
+        return _repeated(self.alone, len(rows))
+
+
+def batch_sizes_up_to(max_batch_size: int) -> list[int]:
+    """Return the batch sizes that are checked: 1, 2, 3 and the largest."""
+    return sorted({size for size in (1, 2, 3) if size <= max_batch_size} | {max_batch_size})
+
+
+def open_session(model: Path) -> onnxruntime.InferenceSession:
+    """Return a CPU session on `model`, or raise GraphError where ONNX Runtime refuses the file."""
+    options = onnxruntime.SessionOptions()
+    # ONNX Runtime would count the host's processors, not those this process may use.
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise GraphError(f"ONNX Runtime cannot load {model.name}: {reason}") from error
+
+
+def run_onnx(session: onnxruntime.InferenceSession, pixels: Pixels, batch_sizes: list[int]) -> OnnxLogits:
+    """Return the graph's logits for `pixels` (images × H × W × C), each alone and in batches.
+
+    Raises ParityError where a logit is not finite, or depends on the company in the batch.
+    """
+    tensor = session.get_inputs()[0].name
+    alone = np.concatenate([session.run(None, {tensor: image[np.newaxis]})[0] for image in pixels])
+    batched = {
+        size: session.run(None, {tensor: _repeated(pixels, size)})[0] for size in batch_sizes if size > 1
+    }
+    answers = OnnxLogits(alone, batched)
+    for rows in (alone, *batched.values()):
+        if not np.isfinite(rows).all():
+            raise ParityError("some logits are not finite numbers")
+    spread = answers.largest_spread()
+    if not spread <= TOLERANCE:
+        raise ParityError(
+            f"an image's logits depend on its batch: {spread:.1e} relative, more than {TOLERANCE:.0e}"
+        )
+    return answers
+
+
+def run_torch(network: LoadedNetwork, images: list[Image.Image]) -> Logits:
+    """Return torch's logits, images × classes, after the network's own transforms."""
+    preset, transforms = network.recipe.preset, network.recipe.transforms
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(images), TORCH_BATCH):
+            chunk = images[start : start + TORCH_BATCH]
+            batch = torch.stack([transforms(image.convert(preset.pillow_mode)) for image in chunk])
+            rows.append(network.module(batch).numpy())
+    return np.concatenate(rows)
+
+
+def sample_pixels(preset: Preset) -> Pixels:
+    """Return the sample images as the graph takes them: images × H × W × C."""
+    return np.stack([to_pixels(image, preset) for image in sample_images(preset.channels)])
+
+
+def measure_parity(model: Path, network: LoadedNetwork, max_batch_size: int) -> Parity:
+    """Compare model.onnx with the torch network and return the figures for the manifest.
+
+    Raises ParityError where they differ by more than TOLERANCE relative, or a logit is not finite.
+    """
+    preset = network.recipe.preset
+    batch_sizes = batch_sizes_up_to(max_batch_size)
+    answers = run_onnx(open_session(model), sample_pixels(preset), batch_sizes)
+    reference = run_torch(network, sample_images(preset.channels))
+    largest = answers.largest_difference(reference)
+    relative = _relative(largest, reference)
+    # Not "greater than": a NaN must fail too.
+    if not relative <= TOLERANCE:
+        raise ParityError(
+            f"ONNX Runtime and torch differ by {largest:.1e} ({relative:.1e} relative, "
+            f"more than {TOLERANCE:.0e})"
+        )
+    return Parity(
+        batch_sizes=batch_sizes,
+        images=len(reference),
+        max_abs_logit_diff=largest,
+        max_rel_logit_diff=relative,
+        top1_agreement=answers.top1_agreement(reference),
+        tolerance=TOLERANCE,
+    )
+
+
+def _repeated(rows: npt.NDArray[Element], count: int) -> npt.NDArray[Element]:
+    """Return `count` rows, starting again from the first after the last."""
+    return rows[np.arange(count) % len(rows)]
+
+
+def _largest(differences: Logits) -> float:
+    return float(np.abs(differences).max())
+
+
+def _relative(difference: float, reference: Logits) -> float:
+    """Return `difference` divided by the largest absolute value in `reference`."""
+    largest = _largest(reference)
+    return difference / largest if largest > 0 else difference

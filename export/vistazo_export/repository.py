@@ -1,0 +1,150 @@
+"""The model repository on disk: staging, publishing, and what is there.
+
+`<name>/<version>/model.onnx` and `manifest.json`, with `<name>/config.pbtxt` beside the versions. All
+is written in a hidden staging folder of the same file system and appears by one rename, so a reader
+sees a whole version or none, whatever kills the writer.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vistazo_export.errors import RepositoryError
+
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "config.pbtxt"
+STAGING_PREFIX = ".staging-"
+
+# The server may be another user; mkdtemp gives 0700.
+FOLDER_MODE = 0o755
+FILE_MODE = 0o644
+
+
+@dataclass(frozen=True)
+class StagedModel:
+    """A model being written: its own folder, not yet visible."""
+
+    root: Path
+    """The hidden folder that goes away with the staging."""
+    folder: Path
+    """What becomes `<name>`."""
+
+    @property
+    def version(self) -> Path:
+        """The folder that becomes `<name>/<version>`."""
+        return self.folder / "1"
+
+
+def model_versions(model: Path) -> list[int]:
+    """Return the version numbers in a model's folder, ascending."""
+    if not model.is_dir():
+        return []
+    return sorted(
+        int(entry.name)
+        for entry in model.iterdir()
+        # isdecimal also takes other scripts' digits; a leading zero would name another folder.
+        if entry.name.isascii() and entry.name.isdecimal() and entry.name[0] != "0" and entry.is_dir()
+    )
+
+
+def model_names(repository: Path) -> list[str]:
+    """Return the names of the models in a repository, sorted; hidden folders are none."""
+    return sorted(
+        entry.name for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+@contextmanager
+def staging(repository: Path, name: str) -> Iterator[StagedModel]:
+    """Give a place to write the model `name`; whatever is left in it at the end is deleted.
+
+    Creates the repository if need be, and clears what killed exports left; exports that are running,
+    here or in other processes, keep theirs. Raises RepositoryError where it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            repository.mkdir(parents=True, exist_ok=True)
+            with _locked(repository):
+                _clear_abandoned(repository)
+                root = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=repository))
+                # Deleted before the lock on it ends, so nobody else ever takes it for abandoned.
+                stack.enter_context(_locked(root))
+                stack.callback(shutil.rmtree, root, ignore_errors=True)
+            staged = StagedModel(root, root / name)
+            staged.version.mkdir(parents=True)
+        except OSError as error:
+            raise RepositoryError(f"cannot write to {repository}: {error.strerror or error}") from error
+        yield staged
+
+
+def publish(staged: StagedModel, repository: Path) -> int:
+    """Make the staged model visible as the next version of its name, and return that version.
+
+    Raises RepositoryError where it cannot; then nothing is visible that was not before.
+    """
+    target = repository / staged.folder.name
+    try:
+        for path in (staged.folder, *staged.folder.rglob("*")):
+            path.chmod(FOLDER_MODE if path.is_dir() else FILE_MODE)
+        if not target.exists() and _rename_into_place(staged.folder, target):
+            return 1
+        while True:
+            version = max(model_versions(target), default=0) + 1
+            # Another export may take the number first; then the next one is ours.
+            if _rename_into_place(staged.version, target / str(version)):
+                break
+        (staged.folder / CONFIG_FILE).replace(target / CONFIG_FILE)
+    except OSError as error:
+        raise RepositoryError(f"cannot publish {target}: {error.strerror or error}") from error
+    return version
+
+
+def repair_config(repository: Path, name: str, text: str) -> None:
+    """Make `<name>/config.pbtxt` say `text`, in case an export was killed just before it was written."""
+    target = repository / name / CONFIG_FILE
+    if target.is_file() and target.read_text(encoding="utf-8") == text:
+        return
+    with staging(repository, name) as staged:
+        config = staged.folder / CONFIG_FILE
+        config.write_text(text, encoding="utf-8")
+        config.chmod(FILE_MODE)
+        config.replace(target)
+
+
+def _rename_into_place(source: Path, target: Path) -> bool:
+    """Rename a folder, or return False where `target` has appeared meanwhile."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            return False
+        raise
+    return True
+
+
+def _clear_abandoned(repository: Path) -> None:
+    """Delete the staging folders whose writer is gone: those that nobody holds a lock on."""
+    for folder in repository.glob(f"{STAGING_PREFIX}*"):
+        try:
+            with _locked(folder, wait=False):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on `folder`, which the system releases however the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
