@@ -1,1 +1,16 @@
-"""Vistazo's server package."""
+"""Vistazo's server: image classifiers over gRPC.
+
+The path of a request, downwards only:
+
+    interceptors     error → status, metrics, access log
+    classification   decode → call → encode
+    codec            protobuf ⇄ plain values, every check of a request
+    classifier       images → preprocess → batcher → softmax, top-k, labels
+    preprocess       image bytes → uint8 H×W×C
+    batcher          DynamicBatcher: admission, bounded queue, batch forming, scatter
+    device           DeviceScheduler: one batch at a time on a device, earliest deadline first
+    model            OnnxModel: the ONNX Runtime session
+
+`server` builds all this from `settings`; `repository` finds and loads the models, each described by its
+`manifest`, known to callers through the `catalog`.
+"""

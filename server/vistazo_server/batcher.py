@@ -1,0 +1,381 @@
+"""DynamicBatcher: requests that arrive together leave together, and none that could not make it enters.
+
+The rules, each tested by its name in tests/unit/test_batcher.py:
+
+1. An idle engine never waits (unless a queue delay was asked for). While it is busy, arrivals queue and
+   leave together when it comes free.
+2. Admission: a request is refused at once when the queue is full, or when its predicted finish is past
+   its deadline. The prediction is the time left of the running batch, plus the batches ahead, by the
+   LatencyModel (early drop: Shen et al., "Nexus", SOSP 2019).
+3. Just before a batch is formed, requests that can no longer make it leave the queue. Expiry and
+   cancellation do not wait for the running batch.
+4. A batch counts samples, not requests. A request larger than a batch is split over several.
+5. Batch-mates are strangers: one caller's cancellation or failure never touches another's answer. The
+   members of a failed batch are retried one by one, once.
+
+Everything happens on one event loop, so no locks; `run_batch` is the only thing awaited.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import structlog
+from numpy.typing import NDArray
+
+from vistazo_server.device import DeviceScheduler
+from vistazo_server.errors import (
+    DeadlineExceededError,
+    DeadlineUnreachableError,
+    DrainingError,
+    InferenceError,
+    QueueFullError,
+    ServingError,
+)
+from vistazo_server.latency import LatencyModel
+
+Array = NDArray[Any]
+RunBatch = Callable[[Sequence[Array]], Awaitable[Sequence[Array]]]
+"""Samples in, one row for each out, in their order. May raise anything: the batch has then failed."""
+
+log = structlog.get_logger(__name__)
+
+
+class BatchObserver(Protocol):
+    """Told of each run; the server's metrics."""
+
+    def batch_ran(self, *, batch_size: int, seconds: float) -> None:
+        """Take note of a batch of `batch_size` samples that was run in `seconds`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The rows of one request and where its time went."""
+
+    rows: Sequence[Array]
+    """One output row for each sample, in the request's order."""
+    batch_size: int
+    """Samples in the largest batch that its samples rode in."""
+    queue_seconds: float
+    """From admission to the start of its first batch."""
+    compute_seconds: float
+    """Summed over its batches."""
+
+
+@dataclass(slots=True, eq=False)
+class PendingRequest:
+    """One admitted request, from the door to its answer."""
+
+    samples: Sequence[Array]
+    deadline: float
+    """In the clock's time; infinity: none."""
+    enqueued_at: float
+    answer: asyncio.Future[Answer]
+    rows: list[Array | None]
+    dispatched: int = 0
+    """Samples that left the queue in a batch."""
+    answered: int = 0
+    """Samples whose row has come."""
+    started_at: float | None = None
+    batch_size: int = 0
+    compute_seconds: float = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Samples still in the queue."""
+        return len(self.samples) - self.dispatched
+
+
+@dataclass(slots=True)
+class _Part:
+    """Consecutive samples of one request that ride in one batch."""
+
+    request: PendingRequest
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def samples(self) -> Sequence[Array]:
+        return self.request.samples[self.start : self.stop]
+
+    def deliver(self, rows: Sequence[Array], *, batch_size: int, seconds: float) -> None:
+        """Give the request its rows; with the last of them, its answer."""
+        request = self.request
+        request.rows[self.start : self.stop] = rows
+        request.answered += len(rows)
+        request.batch_size = max(request.batch_size, batch_size)
+        request.compute_seconds += seconds
+        # The caller may have gone, or its deadline may have passed, while the batch ran.
+        if request.answered < len(request.samples) or request.answer.done():
+            return
+        request.answer.set_result(
+            Answer(
+                rows=[row for row in request.rows if row is not None],
+                batch_size=request.batch_size,
+                queue_seconds=(request.started_at or request.enqueued_at) - request.enqueued_at,
+                compute_seconds=request.compute_seconds,
+            )
+        )
+
+
+@dataclass(slots=True)
+class _Batch:
+    parts: list[_Part] = field(default_factory=list)
+    size: int = 0
+
+    def samples(self) -> list[Array]:
+        return [sample for part in self.parts for sample in part.samples]
+
+
+class DynamicBatcher:
+    """Forms batches for one model and runs them when the device's scheduler says so.
+
+    Use as `async with`; leaving it refuses what comes and finishes what was admitted. `max_batch_size` and
+    `queue_limit` are in samples, `queue_delay` in seconds, deadlines in the clock's time.
+    """
+
+    def __init__(
+        self,
+        run_batch: RunBatch,
+        *,
+        device: DeviceScheduler,
+        max_batch_size: int,
+        queue_limit: int,
+        queue_delay: float = 0.0,
+        latency: LatencyModel | None = None,
+        observer: BatchObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.queue_limit = queue_limit
+        self.latency = latency or LatencyModel()
+        self._run_batch = run_batch
+        self._device = device
+        self._queue_delay = queue_delay
+        self._observer = observer
+        # Not the loop's own time: uvloop's is rounded to milliseconds and stands still within a turn.
+        self._clock = clock
+        # In order of arrival; a request leaves from the middle in O(1) when it is cancelled or expires.
+        self._queue: OrderedDict[PendingRequest, None] = OrderedDict()
+        self._queued_samples = 0
+        self._in_flight: set[PendingRequest] = set()
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._device.register(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self._device.notify()  # a queue delay ends now
+        while self._in_flight:
+            await asyncio.wait([request.answer for request in self._in_flight])
+            await asyncio.sleep(0)  # let their callers take themselves off the list
+        self._device.unregister(self)
+
+    @property
+    def queued_samples(self) -> int:
+        """Samples that wait for a batch."""
+        return self._queued_samples
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were admitted and whose callers have no answer yet."""
+        return len(self._in_flight)
+
+    def predicted_seconds(self, samples: int) -> float:
+        """Return the predicted time from now to the answer of a request of `samples` samples."""
+        return self._device.seconds_ahead(self) + self._device_seconds(self._queued_samples + samples)
+
+    def check_admission(self, samples: int, deadline: float) -> None:
+        """Raise what `infer` would raise now; lets a caller refuse before it prepares the samples.
+
+        Raises DrainingError, QueueFullError, DeadlineUnreachableError or DeadlineExceededError.
+        """
+        if self._closing:
+            raise DrainingError("the model is being closed")
+        left = deadline - self._clock()
+        if left <= 0:
+            raise DeadlineExceededError("the deadline passed before the request was queued")
+        excess = self._queued_samples + samples - self.queue_limit
+        # A request that alone is larger than the limit may enter an empty queue, or it never could.
+        if excess > 0 and self._queued_samples:
+            raise QueueFullError(
+                f"{self._queued_samples} samples wait, {samples} more would pass the limit of "
+                f"{self.queue_limit}",
+                retry_after=self._device.seconds_ahead(self) + self._device_seconds(excess),
+            )
+        predicted = self.predicted_seconds(samples)
+        if predicted > left:
+            raise DeadlineUnreachableError(
+                f"the answer is predicted in {predicted:.3f} s, the deadline is in {left:.3f} s",
+                retry_after=predicted - left,
+            )
+
+    async def infer(self, samples: Sequence[Array], *, deadline: float = math.inf) -> Answer:
+        """Return the rows of `samples`: at least one, all of the model's input shape and dtype.
+
+        Raises OverloadedError when refused, DeadlineExceededError when it expired while it waited,
+        InferenceError when the engine failed on it twice, DrainingError when the model is being closed.
+        """
+        self.check_admission(len(samples), deadline)
+        loop = asyncio.get_running_loop()
+        now = self._clock()
+        request = PendingRequest(
+            samples=samples,
+            deadline=deadline,
+            enqueued_at=now,
+            answer=loop.create_future(),
+            rows=[None] * len(samples),
+        )
+        timer = None if deadline == math.inf else loop.call_later(deadline - now, self._expire, request)
+        self._queue[request] = None
+        self._in_flight.add(request)
+        self._queued_samples += len(samples)
+        self._device.notify()
+        try:
+            return await request.answer
+        finally:
+            # Also the way of a cancelled caller: its samples leave the queue now, not when they are reached.
+            if timer is not None:
+                timer.cancel()
+            self._leave_queue(request)
+            self._in_flight.discard(request)
+
+    # What the device's scheduler asks for.
+
+    def ready_at(self) -> float:
+        """Return when the next batch may start: now, or when the oldest request sat out the queue delay."""
+        oldest = next(iter(self._queue), None)
+        if oldest is None:
+            return math.inf
+        if self._queue_delay == 0.0 or self._closing or self._queued_samples >= self.max_batch_size:
+            return -math.inf
+        # A delay that would cost somebody the deadline ends early.
+        latest_start = self.earliest_deadline() - self.latency.seconds(self._queued_samples)
+        return min(oldest.enqueued_at + self._queue_delay, latest_start)
+
+    def earliest_deadline(self) -> float:
+        """Return the earliest deadline in the queue; infinity when there is none."""
+        return min((request.deadline for request in self._queue), default=math.inf)
+
+    def backlog(self) -> float:
+        """Return the predicted seconds of device time that the queue stands for."""
+        return self._device_seconds(self._queued_samples)
+
+    async def run_next(self) -> None:
+        """Form the next batch, run it, and give each member its rows."""
+        batch = self._form()
+        if not batch.parts:
+            return
+        started = self._clock()
+        self._device.expect(busy_until=started + self.latency.seconds(batch.size))
+        try:
+            rows = await self._rows_of(batch.samples())
+        except Exception as error:
+            log.warning("batch_failed", batch_size=batch.size, requests=len(batch.parts), exc_info=error)
+            await self._retry_one_by_one(batch)
+            return
+        seconds = self._clock() - started
+        self._ran(batch.size, seconds)
+        at = 0
+        for part in batch.parts:
+            part.deliver(rows[at : at + part.size], batch_size=batch.size, seconds=seconds)
+            at += part.size
+
+    def _form(self) -> _Batch:
+        """Take the next batch from the queue: oldest first, and only who can still make it."""
+        now = self._clock()
+        batch = _Batch()
+        tightest = math.inf
+        for request in list(itertools.islice(self._queue, self.max_batch_size)):
+            if now + self._device_seconds(request.waiting) > request.deadline:
+                self._drop(request, now)
+                continue
+            size = min(batch.size + request.waiting, self.max_batch_size)
+            tightest = min(tightest, request.deadline)
+            # Nobody's promise is broken to make the batch larger; who is left goes next.
+            if batch.parts and now + self.latency.seconds(size) > tightest:
+                break
+            self._take(request, size - batch.size, batch, now)
+            if batch.size == self.max_batch_size:
+                break
+        return batch
+
+    def _take(self, request: PendingRequest, count: int, batch: _Batch, now: float) -> None:
+        batch.parts.append(_Part(request, request.dispatched, request.dispatched + count))
+        batch.size += count
+        if request.started_at is None:
+            request.started_at = now
+        request.dispatched += count
+        self._queued_samples -= count
+        if request.waiting == 0:
+            del self._queue[request]
+
+    async def _rows_of(self, samples: Sequence[Array]) -> Sequence[Array]:
+        rows = await self._run_batch(samples)
+        if len(rows) != len(samples):
+            raise RuntimeError(f"the engine returned {len(rows)} rows for {len(samples)} samples")
+        return rows
+
+    async def _retry_one_by_one(self, batch: _Batch) -> None:
+        """Find out who of a failed batch can be answered: each member alone, once."""
+        for part in batch.parts:
+            if part.request.answer.done():
+                continue
+            started = self._clock()
+            try:
+                rows = await self._rows_of(part.samples)
+            except Exception as error:
+                log.exception("request_failed", samples=part.size)
+                failure = InferenceError("the engine failed on this request; the server's log has the reason")
+                failure.__cause__ = error
+                self._fail(part.request, failure)
+                continue
+            seconds = self._clock() - started
+            self._ran(part.size, seconds)
+            part.deliver(rows, batch_size=part.size, seconds=seconds)
+
+    def _ran(self, batch_size: int, seconds: float) -> None:
+        self.latency.observe(batch_size, seconds)
+        if self._observer is not None:
+            self._observer.batch_ran(batch_size=batch_size, seconds=seconds)
+
+    def _device_seconds(self, samples: int) -> float:
+        full, rest = divmod(samples, self.max_batch_size)
+        return full * self.latency.seconds(self.max_batch_size) + self.latency.seconds(rest)
+
+    def _expire(self, request: PendingRequest) -> None:
+        waited = self._clock() - request.enqueued_at
+        self._fail(request, DeadlineExceededError(f"the deadline passed after {waited:.3f} s in the queue"))
+
+    def _drop(self, request: PendingRequest, now: float) -> None:
+        left, needed = request.deadline - now, self._device_seconds(request.waiting)
+        self._fail(
+            request,
+            DeadlineExceededError(
+                f"dropped before its run: {left:.3f} s were left and it takes {needed:.3f} s"
+            ),
+        )
+
+    def _fail(self, request: PendingRequest, error: ServingError) -> None:
+        if not request.answer.done():
+            request.answer.set_exception(error)
+        self._leave_queue(request)
+
+    def _leave_queue(self, request: PendingRequest) -> None:
+        if request in self._queue:
+            del self._queue[request]
+            self._queued_samples -= request.waiting

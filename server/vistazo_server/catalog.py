@@ -1,0 +1,36 @@
+"""What the server knows about each model version: its state and what it takes and gives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from vistazo_server.manifest import ModelSpec
+
+
+class ModelState(Enum):
+    """The life of a model version in the server."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+def _no_latencies() -> Mapping[int, float]:
+    return {}
+
+
+@dataclass(slots=True)
+class CatalogEntry:
+    """One model version, from the moment its folder was found."""
+
+    name: str
+    version: str
+    state: ModelState = ModelState.LOADING
+    reason: str = ""
+    """Why it failed, in one line."""
+    spec: ModelSpec | None = None
+    """None until the manifest was read."""
+    max_batch_size: int = 0
+    device: str = ""
+    latencies: Callable[[], Mapping[int, float]] = _no_latencies
+    """Batch size → seconds of one run, as estimated now."""

@@ -1,0 +1,102 @@
+"""ClassificationServicer: decode → call → encode, for each RPC of vistazo.v1.ClassificationService."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final, cast
+
+import grpc.aio
+from vistazo_proto import classification_pb2 as pb
+from vistazo_proto import classification_pb2_grpc as pb_grpc
+
+from vistazo_server import codec
+from vistazo_server.errors import InvalidRequestError, ServingError
+from vistazo_server.repository import ModelRepository
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# Requests of one stream that are worked on at once; more are not read, which slows their sender down.
+STREAM_REQUESTS_IN_FLIGHT: Final = 64
+
+
+class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
+    """The API for people: images in, labelled predictions out."""
+
+    def __init__(self, repository: ModelRepository, *, max_images: int, default_deadline: float) -> None:
+        self._repository = repository
+        self._max_images = max_images
+        self._default_deadline = default_deadline
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802, D102  the .proto names and documents it
+        return await self._classify(request, self._deadline(context))
+
+    async def ClassifyStream(  # noqa: N802, D102
+        self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+        deadline = None if _time_remaining(context) is None else self._deadline(context)
+        answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_REQUESTS_IN_FLIGHT)
+
+        async def answer(request: pb.ClassifyStreamRequest) -> None:
+            answers.put_nowait(await self._stream_answer(request, deadline))
+
+        async def read() -> None:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    async for request in request_iterator:
+                        # Given back when the answer is sent: a caller that does not read is not read from.
+                        await room.acquire()
+                        tasks.create_task(answer(request))
+            finally:
+                answers.put_nowait(None)
+
+        async with asyncio.TaskGroup() as reader:
+            task = reader.create_task(read())
+            try:
+                while (response := await answers.get()) is not None:
+                    yield response
+                    room.release()
+            finally:
+                task.cancel()
+
+    async def ListModels(  # noqa: N802, D102
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        del request, context
+        return pb.ListModelsResponse(
+            models=[codec.encode_model(entry) for entry in self._repository.entries()]
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:  # noqa: N802, D102
+        del context
+        if not request.name:
+            raise InvalidRequestError("name: expected the name of a model, got none")
+        return codec.encode_model(self._repository.entry(request.name, request.version))
+
+    async def _classify(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyResponse:
+        command = codec.decode_request(request, max_images=self._max_images)
+        classifier = self._repository.get(command.model, command.version)
+        classified = await classifier.classify(command.images, top_k=command.top_k, deadline=deadline)
+        return codec.encode_response(classifier.spec.name, classifier.version, classified)
+
+    async def _stream_answer(
+        self, request: pb.ClassifyStreamRequest, deadline: float | None
+    ) -> pb.ClassifyStreamResponse:
+        """Return the answer to one request of a stream, its error included."""
+        try:
+            response = await self._classify(
+                request.request, time.monotonic() + self._default_deadline if deadline is None else deadline
+            )
+        except ServingError as error:
+            return codec.encode_stream_error(request.id, error)
+        return pb.ClassifyStreamResponse(id=request.id, response=response)
+
+    def _deadline(self, context: Context) -> float:
+        """Return the caller's deadline, or the default one, in time.monotonic's seconds."""
+        remaining = _time_remaining(context)
+        return time.monotonic() + (self._default_deadline if remaining is None else remaining)
+
+
+def _time_remaining(context: Context) -> float | None:
+    # grpc gives None without a deadline; its stubs forget that.
+    return cast("float | None", context.time_remaining())

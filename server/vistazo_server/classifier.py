@@ -1,0 +1,238 @@
+"""Classifier: images in, labelled predictions out. Plain values; no protobuf, no ONNX."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from vistazo_server.batcher import Answer, DynamicBatcher
+from vistazo_server.errors import (
+    InferenceError,
+    InvalidImageError,
+    InvalidRequestError,
+    QueueFullError,
+    ServingError,
+)
+from vistazo_server.manifest import ModelSpec
+from vistazo_server.metrics import ModelMetrics
+from vistazo_server.preprocess import Preprocessor
+
+DEFAULT_TOP_K: Final = 5
+
+ImageInput = bytes | NDArray[np.uint8] | InvalidImageError
+"""An encoded file, uint8 H×W×C pixels, or why the decoder of the request could not get either."""
+
+_OUTCOME: Final = {
+    grpc.StatusCode.INVALID_ARGUMENT: "invalid",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "rejected",
+    grpc.StatusCode.UNAVAILABLE: "rejected",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline",
+}
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class and how probable it is."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The answer to one request."""
+
+    results: Sequence[Sequence[Prediction] | InvalidImageError]
+    """For each image, in order: its predictions, most probable first, or why there are none."""
+    batch_size: int
+    queue_seconds: float
+    preprocess_seconds: float
+    compute_seconds: float
+    postprocess_seconds: float
+
+
+class PreprocessPool:
+    """Threads that decode and resize images, shared by all models, with a bound on what waits for them."""
+
+    def __init__(self, *, threads: int, limit: int) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="preprocess")
+        self._threads = threads
+        self._limit = limit
+        self._pending = 0
+
+    @property
+    def pending(self) -> int:
+        """Images that wait or are being worked on."""
+        return self._pending
+
+    async def map(self, work: Callable[[_In], _Out], images: Sequence[_In]) -> list[_Out | BaseException]:
+        """Return `work(image)`, or what it raised, for each image. Raises QueueFullError."""
+        if self._pending and self._pending + len(images) > self._limit:
+            raise QueueFullError(
+                f"{self._pending} images wait to be decoded, {len(images)} more would pass the limit of "
+                f"{self._limit}",
+                retry_after=0.005 * self._pending / self._threads,  # a photograph takes about 5 ms
+            )
+        loop = asyncio.get_running_loop()
+        futures = [loop.run_in_executor(self._executor, work, image) for image in images]
+        for future in futures:
+            self._pending += 1
+            future.add_done_callback(self._done)
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+    def close(self) -> None:
+        """End the threads; what has not begun is dropped."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _done(self, _: object) -> None:
+        self._pending -= 1
+
+
+class Classifier:
+    """One model version, ready to answer."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        version: str,
+        *,
+        preprocessor: Preprocessor,
+        pool: PreprocessPool,
+        batcher: DynamicBatcher,
+        metrics: ModelMetrics,
+    ) -> None:
+        self.spec = spec
+        self.version = version
+        self._preprocessor = preprocessor
+        self._pool = pool
+        self._batcher = batcher
+        self._metrics = metrics
+
+    async def classify(
+        self, images: Sequence[ImageInput], *, top_k: int | None, deadline: float
+    ) -> Classified:
+        """Return the `top_k` classes of each image (None: 5, or all when there are fewer).
+
+        `deadline` is in time.monotonic's seconds. A bad image fails alone, unless it is the only one.
+        Raises ServingError.
+        """
+        started = time.perf_counter()
+        try:
+            classified = await self._classify(images, self._checked_top_k(top_k), deadline)
+        except asyncio.CancelledError:
+            self._metrics.request_ended("cancelled")
+            raise
+        except ServingError as error:
+            self._metrics.request_ended(_OUTCOME.get(error.code, "error"))
+            raise
+        except Exception:
+            self._metrics.request_ended("error")
+            raise
+        self._metrics.request_ended("ok")
+        self._metrics.request_answered(
+            seconds=time.perf_counter() - started,
+            stages={
+                "queue": classified.queue_seconds,
+                "preprocess": classified.preprocess_seconds,
+                "compute": classified.compute_seconds,
+                "postprocess": classified.postprocess_seconds,
+            },
+        )
+        return classified
+
+    def _checked_top_k(self, top_k: int | None) -> int:
+        classes = len(self.spec.labels)
+        if top_k is None:
+            return min(DEFAULT_TOP_K, classes)
+        if not 1 <= top_k <= classes:
+            raise InvalidRequestError(f"top_k: expected 1 to {classes}, the number of classes, got {top_k}")
+        return top_k
+
+    async def _classify(self, images: Sequence[ImageInput], top_k: int, deadline: float) -> Classified:
+        # Asked before the images are decoded: under overload the CPU is for those that will be answered.
+        self._batcher.check_admission(len(images), deadline)
+        started = time.perf_counter()
+        inputs = await self._preprocess(images)
+        preprocess_seconds = time.perf_counter() - started
+        samples = [image for image in inputs if not isinstance(image, InvalidImageError)]
+        answer = (
+            await self._batcher.infer(samples, deadline=deadline)
+            if samples
+            else Answer(rows=(), batch_size=0, queue_seconds=0.0, compute_seconds=0.0)
+        )
+        answered = time.perf_counter()
+        rows = iter(answer.rows)
+        results = [
+            image if isinstance(image, InvalidImageError) else self._predictions(next(rows), top_k)
+            for image in inputs
+        ]
+        return Classified(
+            results=results,
+            batch_size=answer.batch_size,
+            queue_seconds=answer.queue_seconds,
+            preprocess_seconds=preprocess_seconds,
+            compute_seconds=answer.compute_seconds,
+            postprocess_seconds=time.perf_counter() - answered,
+        )
+
+    async def _preprocess(self, images: Sequence[ImageInput]) -> list[NDArray[np.uint8] | InvalidImageError]:
+        """Return the model input of each image, or why there is none."""
+        if all(self._is_model_input(image) for image in images):
+            return list(images)  # type: ignore[arg-type]  # nothing to do, so no thread to wait for
+        prepared: list[NDArray[np.uint8] | InvalidImageError] = []
+        for index, result in enumerate(await self._pool.map(self._prepare, images)):
+            if isinstance(result, InvalidImageError):
+                self._metrics.decode_failed()
+                error = InvalidImageError(f"images[{index}]: {result}")
+                if len(images) == 1:
+                    raise error from result
+                prepared.append(error)
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                prepared.append(result)
+        return prepared
+
+    def _is_model_input(self, image: ImageInput) -> bool:
+        return isinstance(image, np.ndarray) and image.shape == self._preprocessor.shape
+
+    def _prepare(self, image: ImageInput) -> NDArray[np.uint8]:
+        if isinstance(image, InvalidImageError):
+            raise image
+        return self._preprocessor.decode(image) if isinstance(image, bytes) else self._preprocessor.fit(image)
+
+    def _predictions(self, row: NDArray[Any], top_k: int) -> list[Prediction]:
+        if not np.isfinite(row).all():
+            raise InferenceError(f"the model {self.spec.name} gave values that are not finite")
+        probabilities = _softmax(row) if self.spec.output_is_logits else row
+        labels = self.spec.labels
+        return [
+            Prediction(index, labels[index], float(probabilities[index])) for index in top_classes(row, top_k)
+        ]
+
+
+def top_classes(row: NDArray[Any], k: int) -> list[int]:
+    """Return the indexes of the k largest values of `row`, largest first, equal ones by lower index."""
+    if k < len(row):
+        # Only the values from the k-th largest up need sorting; ties with it stay in, in index order.
+        threshold = np.partition(row, -k)[-k]
+        candidates = np.flatnonzero(row >= threshold)
+    else:
+        candidates = np.arange(len(row))
+    best = candidates[np.argsort(-row[candidates], kind="stable")][:k]
+    return [int(index) for index in best]
+
+
+def _softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    exponents = np.exp(logits - logits.max())
+    return exponents / exponents.sum()  # type: ignore[no-any-return]

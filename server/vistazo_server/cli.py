@@ -1,0 +1,94 @@
+"""`vistazo serve`: the settings as options, the signals, the exit status."""
+
+import asyncio
+import signal
+import sys
+import warnings
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from vistazo_server.settings import Settings
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    """Return the command line's form of a setting. Values are checked by Settings, not here."""
+    flag = "--" + name.replace("_", "-")
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    default = "none" if field.default == "" else field.default
+    help_text = f"{field.description}  [env: VISTAZO_{name.upper()}; default: {default}]"
+    help_text = " ".join(help_text.split())
+    if field.annotation is bool:
+        return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help_text)
+    return click.Option(
+        [flag],
+        default=None,
+        help=help_text,
+        type=click.Choice(choices) if choices else str,
+        metavar=None if choices else _metavar(field),
+    )
+
+
+def _metavar(field: FieldInfo) -> str:
+    kinds: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    return kinds.get(field.annotation, "PATH")
+
+
+@click.command(
+    "serve",
+    params=[_option(name, field) for name, field in Settings.model_fields.items()],
+    context_settings={"max_content_width": 110},
+)
+@click.pass_context
+def serve_command(context: click.Context, /, **options: object) -> None:
+    """Serve a model repository over gRPC until SIGTERM or SIGINT.
+
+    Every option can also be given as an environment variable; an option wins over its variable.
+    """
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise click.UsageError(_explain(error), context) from None
+    # Here, not at the top: --help must answer without ONNX Runtime, and fast.
+    from vistazo_server import logs  # noqa: PLC0415
+    from vistazo_server.errors import StartupError  # noqa: PLC0415
+
+    logs.configure(level=settings.log_level, log_format=settings.log_format)
+    # What Pillow finds odd about a stranger's file, such as corrupt EXIF, is not the operator's business.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        _run(settings)
+    except StartupError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _run(settings: Settings) -> None:
+    from vistazo_server.server import serve  # noqa: PLC0415
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await serve(settings, stop)
+
+    if sys.platform == "win32":
+        asyncio.run(main())
+        return
+    import uvloop  # noqa: PLC0415
+
+    uvloop.run(main())
+
+
+def _explain(error: ValidationError) -> str:
+    """Return pydantic's findings as one line each, in the words of the command line."""
+    lines = []
+    for finding in error.errors():
+        name = str(finding["loc"][0]) if finding["loc"] else "settings"
+        message = finding["msg"].removeprefix("Value error, ")
+        lines.append(
+            f"--{name.replace('_', '-')} (VISTAZO_{name.upper()}): {message}, got {finding['input']!r}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""What can go wrong in serving, and the one status each is answered with.
+
+    ServingError
+    ├── InvalidRequestError       INVALID_ARGUMENT     a field is wrong
+    │   └── InvalidImageError     INVALID_ARGUMENT     one image cannot be used
+    ├── ModelNotFoundError        NOT_FOUND            no such model or version
+    ├── OverloadedError           RESOURCE_EXHAUSTED   refused for load, with a pushback
+    │   ├── QueueFullError
+    │   └── DeadlineUnreachableError
+    ├── UnavailableError          UNAVAILABLE          not now, perhaps soon, perhaps elsewhere
+    │   ├── ModelNotReadyError
+    │   └── DrainingError
+    ├── DeadlineExceededError     DEADLINE_EXCEEDED    the caller's time ran out in the queue
+    └── InferenceError            INTERNAL             the engine failed
+
+Raised where the fact is known, turned into a status once, in `interceptors`.
+"""
+
+from typing import ClassVar
+
+import grpc
+
+
+class ServingError(Exception):
+    """A request could not be answered; the message is one line, written for the caller."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    retry_after: float | None = None
+    """Seconds after which a retry has a chance; None: no advice."""
+
+
+class InvalidRequestError(ServingError):
+    """A field of the request is wrong: the message names it, what was expected and what came."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class InvalidImageError(InvalidRequestError):
+    """One image cannot be used; the others of its request are not touched."""
+
+
+class ModelNotFoundError(ServingError):
+    """The repository has no model of this name, or not this version of it."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class OverloadedError(ServingError):
+    """Refused at the door: the request would have waited in vain."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFullError(OverloadedError):
+    """As many samples wait as may wait."""
+
+
+class DeadlineUnreachableError(OverloadedError):
+    """The predicted finish is past the caller's deadline."""
+
+
+class UnavailableError(ServingError):
+    """Not now: a retry, here or elsewhere, may succeed."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class ModelNotReadyError(UnavailableError):
+    """The model is in the repository but is loading or failed to load."""
+
+
+class DrainingError(UnavailableError):
+    """The server is finishing what it accepted and takes nothing new."""
+
+
+class DeadlineExceededError(ServingError):
+    """The deadline passed while the request was queued."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class InferenceError(ServingError):
+    """The engine failed; the stack is in the log, not in the message."""
+
+
+class StartupError(Exception):
+    """The server cannot start; the message is one line that says what to do."""
+
+
+class ModelLoadError(Exception):
+    """A model of the repository cannot be served; the message is one line that says why."""

@@ -1,0 +1,144 @@
+"""Around every RPC: error → status, metrics, access log. The only place where a status is set."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+import grpc
+import grpc.aio
+import structlog
+
+from vistazo_server.codec import pushback_ms
+from vistazo_server.errors import ServingError
+from vistazo_server.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+"""Trailer that tells a retrying client how long to wait (gRPC proposal A6)."""
+
+# Trailers share one header block with a limit of 8 KiB; a longer detail would break the call itself.
+MAX_DETAIL_CHARACTERS: Final = 1000
+
+_STATUS_OF_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RpcInterceptor(grpc.aio.ServerInterceptor):
+    """Translates ServingError into its status, and counts, times and logs every RPC."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(  # noqa: D102
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:  # noqa: ANN401  grpc's handlers share no public type
+        method = handler_call_details.method
+        # Handlers do not change while the server runs, and only methods that exist get one: bounded.
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._wrapped[method] = self._wrap(handler, method)
+        return self._wrapped[method]
+
+    def _wrap(self, handler: Any, method: str) -> Any:  # noqa: ANN401
+        rpc = _Rpc(self._metrics, method, handler)
+        options = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+                async with rpc.around(context):
+                    async for response in behaviour(request, context):
+                        yield response
+
+            behaviour = handler.stream_stream or handler.unary_stream
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(stream, **options)
+
+        async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
+            async with rpc.around(context):
+                return await behaviour(request, context)
+
+        behaviour = handler.stream_unary or handler.unary_unary
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(call, **options)
+
+
+class _Rpc:
+    """One method and its series."""
+
+    def __init__(self, metrics: Metrics, method: str, handler: Any) -> None:  # noqa: ANN401
+        _, service, name = method.split("/", 2)
+        kinds = {(False, False): "unary", (True, False): "client_stream", (False, True): "server_stream"}
+        kind = kinds.get((handler.request_streaming, handler.response_streaming), "bidi_stream")
+        self._method = method
+        self._labels = (kind, service, name)
+        self._started = metrics.rpc_started.labels(*self._labels)
+        self._seconds = metrics.rpc_seconds.labels(*self._labels)
+        self._handled = metrics.rpc_handled
+        self._by_code: dict[grpc.StatusCode, Any] = {}
+        self._count(grpc.StatusCode.OK, 0)
+
+    @asynccontextmanager
+    async def around(self, context: Context) -> AsyncIterator[None]:
+        """Run an RPC's behaviour inside: whatever it raises becomes a status."""
+        self._started.inc()
+        started = time.perf_counter()
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except ServingError as error:
+            code = error.code
+            log.info("request_failed", method=self._method, code=code.name, reason=str(error))
+            await _abort(context, error)
+        except asyncio.CancelledError:
+            # The caller went away, or its deadline passed while the handler ran.
+            code = _code_of_cancellation(context)
+            raise
+        except grpc.aio.AbortError:
+            code = _STATUS_OF_NUMBER.get(cast("int", context.code()), grpc.StatusCode.UNKNOWN)
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("request_crashed", method=self._method)
+            await context.abort(code, "an error of the server; its log has the reason")
+        finally:
+            seconds = time.perf_counter() - started
+            self._count(code, 1)
+            self._seconds.observe(seconds)
+            log.debug("request", method=self._method, code=code.name, ms=round(seconds * 1000, 3))
+
+    def _count(self, code: grpc.StatusCode, by: int) -> None:
+        if code not in self._by_code:
+            self._by_code[code] = self._handled.labels(*self._labels, code.name)
+        self._by_code[code].inc(by)
+
+
+async def _abort(context: Context, error: ServingError) -> None:
+    trailers = () if error.retry_after is None else ((PUSHBACK_KEY, str(pushback_ms(error.retry_after))),)
+    await context.abort(error.code, str(error)[:MAX_DETAIL_CHARACTERS], trailers)
+
+
+def _code_of_cancellation(context: Context) -> grpc.StatusCode:
+    remaining = cast("float | None", context.time_remaining())  # the stubs forget the None
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED

@@ -1,0 +1,187 @@
+"""Preprocessor: an image of any size and format → the uint8 H×W×C array that the model takes.
+
+Equal to torchvision's classification preset (`weights.transforms()`, before its normalisation) to the
+bit: the same Pillow resize with the same rounding, then the same centre crop. Where an image says more
+than torchvision's usual `Image.open(f).convert("RGB")` looks at, this is what happens:
+
+- EXIF orientation is applied: the image is classified upright, as a viewer shows it.
+- Transparency is dropped: the colour below it counts, as `convert("RGB")` has it.
+- 16-bit grey is scaled to 8 bits; `convert` would clip nearly all of it to white.
+- Animations are refused.
+"""
+
+import io
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vistazo_server.errors import InvalidImageError
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
+"""What Pillow may open. Every format more is a decoder more that strangers' bytes reach."""
+
+# Pillow's own limit is one number for the whole process and only warns; the Preprocessor checks each
+# image against its own, from the header, before any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+_EXIF_ORIENTATION: Final = 0x0112
+_MODE: Final = {1: "L", 3: "RGB"}
+
+
+class ResizeMode(Enum):
+    """How an image gets to the crop's size."""
+
+    SHORTEST_EDGE = "shortest_edge"
+    STRETCH = "stretch"
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """What the manifest says about the model's input."""
+
+    height: int
+    """Pixels, of the crop and of the input."""
+    width: int
+    channels: int
+    """1 (grey) or 3 (red, green, blue)."""
+    resize_mode: ResizeMode
+    resize_size: int
+    """Pixels of the shorter edge, with SHORTEST_EDGE."""
+    interpolation: Image.Resampling
+
+
+class Preprocessor:
+    """Turns images into model input. Holds no state of a call: any thread may use it."""
+
+    def __init__(self, spec: PreprocessSpec, *, max_pixels: int) -> None:
+        self._spec = spec
+        self._max_pixels = max_pixels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the model's input."""
+        return (self._spec.height, self._spec.width, self._spec.channels)
+
+    def decode(self, encoded: bytes) -> NDArray[np.uint8]:
+        """Return the model input, uint8 H×W×C, for an encoded JPEG, PNG, WebP or BMP file.
+
+        Raises InvalidImageError: not such a file, truncated, animated, or more pixels than allowed.
+        """
+        if not encoded:
+            raise InvalidImageError("expected an encoded image, got 0 bytes")
+        try:
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                self._check_still_and_small(image)
+                image.load()
+                return self._fit(self._upright(image))
+        except InvalidImageError:
+            raise
+        except UnidentifiedImageError:
+            raise InvalidImageError(
+                f"expected a JPEG, PNG, WebP or BMP file, got {len(encoded)} bytes of something else"
+            ) from None
+        # Pillow's decoders raise these, and few promises, for files that are broken inside.
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            EOFError,
+            IndexError,
+            KeyError,
+            TypeError,
+            OverflowError,
+        ) as error:
+            raise InvalidImageError(f"the image cannot be decoded: {_one_line(error)}") from error
+
+    def fit(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the model input for decoded pixels, uint8 H×W×C with 1 or 3 channels.
+
+        Pixels of exactly the model's shape are returned as they are, not copied.
+        """
+        if pixels.shape == self.shape:
+            return pixels
+        height, width, channels = pixels.shape
+        self._check_pixels(width, height)
+        return self._fit(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels))
+
+    def _check_still_and_small(self, image: Image.Image) -> None:
+        frames = getattr(image, "n_frames", 1)
+        if frames != 1:
+            raise InvalidImageError(f"expected a still image, got an animation of {frames} frames")
+        self._check_pixels(image.width, image.height)
+
+    def _check_pixels(self, width: int, height: int, *, after: str = "") -> None:
+        if width * height > self._max_pixels:
+            raise InvalidImageError(
+                f"expected at most {self._max_pixels / 1e6:g} megapixels, got {after}{width}×{height} "
+                f"({width * height / 1e6:.1f} megapixels)"
+            )
+
+    @staticmethod
+    def _upright(image: Image.Image) -> Image.Image:
+        # The lookup alone is much cheaper than exif_transpose, which copies every image.
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+    def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
+        spec = self._spec
+        image = _to_mode(image, _MODE[spec.channels])
+        if spec.resize_mode is ResizeMode.STRETCH:
+            size = (spec.width, spec.height)
+        else:
+            size = _shortest_edge_size(image.width, image.height, spec.resize_size)
+            # A strip of one pixel by a million passes as small and grows here.
+            self._check_pixels(*size, after="after resizing, ")
+        # Pillow's bilinear and bicubic widen their support when they shrink: antialias is always on.
+        resized = image if image.size == size else image.resize(size, spec.interpolation)
+        cropped = _centre_crop(resized, spec.width, spec.height)
+        # A copy: the array must outlive the image, and be writable for whoever batches in place.
+        return np.array(cropped, dtype=np.uint8).reshape(self.shape)
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        # 16-bit grey PNGs opened as I in older Pillow; 65535 is white there.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
+    return image.convert(mode)
+
+
+def _shortest_edge_size(width: int, height: int, edge: int) -> tuple[int, int]:
+    """Width and height after the shorter edge became `edge`.
+
+    torchvision.transforms.functional._compute_resized_image_output_size: the longer edge is truncated.
+    """
+    short, long = (width, height) if width <= height else (height, width)
+    new_long = int(edge * long / short)
+    return (edge, new_long) if width <= height else (new_long, edge)
+
+
+def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Crop around the centre; pad with zeros what is smaller.
+
+    torchvision.transforms.functional.center_crop: Python's round, half to even, of half the excess;
+    padding is split with the larger half to the right and below.
+    """
+    if image.size == (width, height):
+        return image
+    if image.width < width or image.height < height:
+        left = max((width - image.width) // 2, 0)
+        top = max((height - image.height) // 2, 0)
+        padded = Image.new(image.mode, (max(width, image.width), max(height, image.height)))
+        padded.paste(image, (left, top))
+        image = padded
+    left = round((image.width - width) / 2.0)
+    top = round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
