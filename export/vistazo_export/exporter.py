@@ -99,7 +99,12 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
         network = zoo.load(recipe, progress=progress)
 
     with repo.staging(request.repository, name) as staged:
-        manifest = _write(network, plan(network.recipe), staged, progress)
+        try:
+            manifest = _write(network, plan(network.recipe), staged, progress)
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot write to {request.repository}: {error.strerror or error}"
+            ) from error
         same_graph = newest is not None and newest.manifest.model_sha256 == manifest.model_sha256
         if newest and same_graph and describes(newest.manifest, plan(network.recipe)):
             return unchanged(newest)

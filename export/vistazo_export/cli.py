@@ -1,0 +1,192 @@
+"""`vistazo export` and `vistazo verify`: arguments in, one call per model, a table out.
+
+Both join the `vistazo` command as plug-ins, so this module imports without torch; that comes with the
+first model.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from vistazo_export.errors import ExportError
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+# 128 + 15, as a shell reports a process that SIGTERM ended.
+TERMINATED = 143
+
+
+@click.command("export")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--models",
+    "repository",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="The model repository; created where it does not exist.",
+)
+@click.option(
+    "--weights",
+    metavar="pretrained|untrained|NAME|FILE",
+    default="pretrained",
+    show_default=True,
+    help="The published weights; seeded random numbers; published ones by their full name, such as "
+    "ResNet50_Weights.IMAGENET1K_V1; or a state dict in a .safetensors, .pth or .pt file.",
+)
+@click.option(
+    "--labels",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Class labels, one per line; their number sets the network's number of classes.",
+)
+@click.option("--name", metavar="NAME", default="", help="Name in the repository, if not the network's.")
+@click.option(
+    "--weights-mirror",
+    metavar="URL",
+    envvar="VISTAZO_WEIGHTS_MIRROR",
+    show_envvar=True,
+    help="Folder on another host that has the published files under the same names; hashes are checked.",
+)
+@click.option(
+    "--allow-untrained",
+    is_flag=True,
+    help="Where published weights cannot be had, export seeded random ones, and say so.",
+)
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    help="The largest batch that is checked and that a server may run, in images.",
+)
+@click.option("--force", is_flag=True, help="Export again though nothing seems to have changed.")
+def export_command(
+    *,
+    models: tuple[str, ...],
+    repository: Path,
+    weights: str,
+    labels: Path | None,
+    name: str,
+    weights_mirror: str | None,
+    allow_untrained: bool,
+    precision: str,
+    max_batch: int,
+    force: bool,
+) -> None:
+    """Export networks to ONNX, checked against torch, into a model repository.
+
+    MODEL is lenet, nin or any torchvision classification network, such as resnet18, alexnet or vgg16.
+    A new version appears only after all its checks have passed, and only where something changed.
+    """
+    if len(models) > 1 and (name or labels or weights.endswith(WEIGHTS_SUFFIXES)):
+        raise click.UsageError("--name, --labels and a weights file go with a single MODEL")
+
+    # torch takes seconds to import; --help and usage errors do without.
+    from vistazo_export.exporter import ExportRequest, export_model  # noqa: PLC0415
+    from vistazo_export.report import Report  # noqa: PLC0415
+
+    report = Report()
+    # A network given twice is one model.
+    architectures = list(dict.fromkeys(models))
+    with _terminated_like_interrupted(), report.watching(len(architectures)):
+        for architecture in architectures:
+            request = ExportRequest(
+                architecture=architecture,
+                repository=repository,
+                name=name,
+                weights=weights,
+                labels=labels,
+                weights_mirror=weights_mirror,
+                allow_untrained=allow_untrained,
+                precision=precision,
+                max_batch_size=max_batch,
+                force=force,
+            )
+            started = time.monotonic()
+            with report.model(name or architecture) as progress:
+                try:
+                    report.add_exported(export_model(request, progress))
+                except ExportError as error:
+                    report.add_failure(name or architecture, str(error), time.monotonic() - started)
+    report.show()
+    if report.failures:
+        raise click.exceptions.Exit(1)
+
+
+@click.command("verify")
+@click.argument("repository", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.option(
+    "--weights",
+    "weights_files",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="The file that a model was exported from with --weights FILE; without it, torch is not compared.",
+)
+@click.option(
+    "--weights-mirror",
+    metavar="URL",
+    envvar="VISTAZO_WEIGHTS_MIRROR",
+    show_envvar=True,
+    help="As for `vistazo export`.",
+)
+def verify_command(
+    *, repository: Path, models: tuple[str, ...], weights_files: tuple[Path, ...], weights_mirror: str | None
+) -> None:
+    """Repeat the export's checks on the models in DIR, or on those named.
+
+    Manifest, digest, graph, preprocessing, answers in different batches, and parity with torch where
+    the weights can be had. Exit status 0 only if every version of every model passes.
+    """
+    from vistazo_export.report import Report  # noqa: PLC0415 - torch, as above
+    from vistazo_export.verify import verify_model, versions_to_verify  # noqa: PLC0415
+
+    try:
+        versions = versions_to_verify(repository, models)
+    except ExportError as error:
+        raise click.ClickException(str(error)) from error
+    report = Report()
+    with _terminated_like_interrupted(), report.watching(len(versions)):
+        for name, version in versions:
+            with report.model(name) as progress:
+                verification = verify_model(
+                    repository,
+                    name,
+                    version,
+                    weights_files=weights_files,
+                    weights_mirror=weights_mirror,
+                    progress=progress,
+                )
+                report.add_verified(verification)
+    report.show()
+    if report.failures:
+        raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that what was being written is cleared away."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        # Not the main thread: whoever called from there has the signals.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

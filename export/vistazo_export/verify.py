@@ -1,0 +1,202 @@
+"""Repeating the export's checks on a repository, whoever wrote it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vistazo_proto.manifest_pb2 import ModelManifest, Parity
+from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
+
+from vistazo_export import repository as repo
+from vistazo_export import zoo
+from vistazo_export.download import sha256_of
+from vistazo_export.errors import ExportError, RepositoryError, WeightsError, WeightsUnavailableError
+from vistazo_export.manifest import read_manifest, triton_config
+from vistazo_export.onnx_export import check_onnx
+from vistazo_export.parity import batch_sizes_up_to, measure_parity, open_session, run_onnx, sample_pixels
+from vistazo_export.progress import SILENT, Progress
+
+
+@dataclass
+class Verification:
+    """What was found out about one version of a model."""
+
+    name: str
+    version: int
+    manifest: ModelManifest | None = None
+    """None where it cannot be read."""
+    parity: Parity | None = None
+    """Measured now; None where torch was not compared."""
+    skipped: str = ""
+    """Why torch was not compared, where that is no fault of the model."""
+    problems: list[str] = field(default_factory=list)
+    """One line each; empty: the model passed."""
+    seconds: float = 0.0
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Turn an expected error inside into one of the problems."""
+        try:
+            yield
+        except ExportError as error:
+            self.problems.append(str(error))
+
+
+def versions_to_verify(repository: Path, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return name and version of everything in the repository, or of the models in `names`.
+
+    Raises RepositoryError where a model is not there, has no version, or the repository is empty.
+    """
+    found = []
+    for name in names or repo.model_names(repository):
+        versions = repo.model_versions(repository / name)
+        if not versions:
+            raise RepositoryError(f"no model {name} in {repository}: it has no folder with a version number")
+        found += [(name, version) for version in versions]
+    if not found:
+        raise RepositoryError(f"no models in {repository}")
+    return found
+
+
+def verify_model(
+    repository: Path,
+    name: str,
+    version: int,
+    *,
+    weights_files: Sequence[Path] = (),
+    weights_mirror: str | None = None,
+    progress: Progress = SILENT,
+) -> Verification:
+    """Check one version of a model: manifest, digest, graph, answers, preprocessing, parity.
+
+    `weights_files` are the user's own, for models exported from a checkpoint; without the right one
+    torch is not compared. Expected failures become problems of the result; none is raised.
+    """
+    started = time.monotonic()
+    result = Verification(name, version)
+    with result.noting():
+        progress.stage("reading")
+        folder = repository / name / str(version)
+        result.manifest = manifest = read_manifest(folder / repo.MANIFEST_FILE)
+        _check_record(result, manifest)
+        _check_triton_config(result, repository, manifest)
+        model = folder / repo.MODEL_FILE
+        _check_file(model, manifest)
+        progress.stage("checking")
+        opset = check_onnx(model, manifest)
+        if opset != manifest.opset:
+            result.problems.append(f"the graph has opset {opset}, the manifest says {manifest.opset}")
+        _check_answers(result, model, manifest, weights_files, weights_mirror, progress)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _check_record(result: Verification, manifest: ModelManifest) -> None:
+    """Note where the manifest contradicts its folder or itself."""
+    if manifest.name != result.name:
+        result.problems.append(f"the manifest is of {manifest.name!r}, the folder is {result.name!r}")
+    labels, classes = len(manifest.labels), manifest.output.classes
+    if labels != classes:
+        result.problems.append(f"the manifest has {labels} labels for {classes} classes")
+    preprocessing, size = manifest.preprocessing, manifest.input
+    if (preprocessing.crop_height, preprocessing.crop_width) != (size.height, size.width):
+        result.problems.append(
+            f"the manifest crops to {preprocessing.crop_height}×{preprocessing.crop_width} "
+            f"for an input of {size.height}×{size.width}"
+        )
+    if manifest.max_batch_size < 1:
+        result.problems.append("the manifest has no max_batch_size")
+
+
+def _check_triton_config(result: Verification, repository: Path, manifest: ModelManifest) -> None:
+    """Note where the newest version's config.pbtxt is not the one its manifest calls for."""
+    folder = repository / result.name
+    if result.version != repo.model_versions(folder)[-1]:
+        return
+    config = folder / repo.CONFIG_FILE
+    if not config.is_file():
+        result.problems.append(f"{config.name} is missing")
+    elif config.read_text(encoding="utf-8", errors="replace") != triton_config(manifest):
+        result.problems.append(f"{config.name} does not go with the manifest")
+
+
+def _check_file(model: Path, manifest: ModelManifest) -> None:
+    """Raise RepositoryError where model.onnx is not the file that the manifest describes."""
+    if not model.is_file():
+        raise RepositoryError(f"{model.name} is missing")
+    size = model.stat().st_size
+    if size != manifest.model_bytes:
+        raise RepositoryError(f"{model.name} has {size} bytes, the manifest says {manifest.model_bytes}")
+    digest = sha256_of(model)
+    if digest != manifest.model_sha256:
+        raise RepositoryError(
+            f"{model.name} is not the file that was checked at export: its SHA-256 begins {digest[:12]}, "
+            f"the manifest says {manifest.model_sha256[:12]}"
+        )
+
+
+def _check_answers(
+    result: Verification,
+    model: Path,
+    manifest: ModelManifest,
+    weights_files: Sequence[Path],
+    weights_mirror: str | None,
+    progress: Progress,
+) -> None:
+    """Compare the graph's answers with torch's, or at least with its own in other batches."""
+    recipe = _recorded_recipe(manifest, weights_files)
+    if recipe.preset.to_proto() != manifest.preprocessing:
+        result.problems.append(
+            "the manifest's preprocessing is not that of the weights' own transforms: "
+            + _differences(manifest, recipe)
+        )
+    if manifest.weights.source == WeightsRecord.CHECKPOINT and recipe.weights.source != "checkpoint":
+        result.skipped = "weights file needed"
+    else:
+        try:
+            network = zoo.load(recipe, mirror=weights_mirror, progress=progress)
+        except WeightsUnavailableError as error:
+            result.skipped = str(error)
+        else:
+            if network.recipe.weights.sha256 != manifest.weights.sha256:
+                result.problems.append("the weights are not those of the export: another SHA-256")
+            progress.stage("comparing")
+            result.parity = measure_parity(model, network, manifest.max_batch_size)
+            return
+    progress.stage("running")
+    run_onnx(open_session(model), sample_pixels(recipe.preset), batch_sizes_up_to(manifest.max_batch_size))
+
+
+def _recorded_recipe(manifest: ModelManifest, weights_files: Sequence[Path]) -> zoo.Recipe:
+    """Return the recipe that the manifest records; for a checkpoint without its file, untrained."""
+    record, labels = manifest.weights, tuple(manifest.labels)
+    if manifest.precision != "fp32":
+        raise RepositoryError(f"precision {manifest.precision!r} cannot be verified by this Vistazo")
+    if record.source == WeightsRecord.PRETRAINED:
+        recipe = zoo.resolve(manifest.architecture, "pretrained")
+        if recipe.weights.name != record.name:
+            recipe = zoo.resolve(manifest.architecture, record.name)
+        return replace(recipe, labels=labels)
+    untrained = zoo.resolve(manifest.architecture, "untrained", labels)
+    if record.source == WeightsRecord.UNTRAINED:
+        return replace(untrained, weights=zoo.Weights("untrained", record.name))
+    if record.source != WeightsRecord.CHECKPOINT:
+        raise RepositoryError("the manifest does not say where the weights come from")
+    if not weights_files:
+        return untrained
+    for file in weights_files:
+        if sha256_of(file) == record.sha256:
+            return zoo.resolve(manifest.architecture, str(file), labels)
+    raise WeightsError(f"none of the files given is {record.name} (SHA-256 {record.sha256[:12]}…)")
+
+
+def _differences(manifest: ModelManifest, recipe: zoo.Recipe) -> str:
+    """Name the fields of the preprocessing that differ, with both values."""
+    wanted = recipe.preset.to_proto()
+    pairs = (
+        (name.name, getattr(manifest.preprocessing, name.name), getattr(wanted, name.name))
+        for name in wanted.DESCRIPTOR.fields
+    )
+    return ", ".join(f"{name} {found} for {right}" for name, found, right in pairs if found != right)
