@@ -1,1 +1,67 @@
-"""Vistazo's Python client."""
+"""Vistazo's Python client: image classification over gRPC.
+
+    from vistazo_client import Client
+
+    with Client("127.0.0.1:8001") as client:
+        result = client.classify("cat.jpg", model="resnet18", top_k=3)
+    for prediction in result.predictions:
+        print(f"{prediction.probability:6.1%}  {prediction.label}")
+
+`Client` says what an image may be; `vistazo_client.errors` draws the tree of exceptions. The names
+here are the public API, and nothing else is.
+"""
+
+from importlib.metadata import version as _version
+
+from vistazo_client._images import ImageInput
+from vistazo_client.client import Client
+from vistazo_client.errors import (
+    EXCEPTION_FOR,
+    AuthenticationError,
+    DeadlineExceededError,
+    InvalidImageError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    RequestCancelledError,
+    ServerError,
+    UnavailableError,
+    UnsupportedError,
+    VistazoError,
+)
+from vistazo_client.results import (
+    BatchLatency,
+    Classification,
+    ModelInfo,
+    ModelState,
+    Prediction,
+    Timing,
+)
+
+__version__ = _version("vistazo")
+
+__all__ = [
+    "EXCEPTION_FOR",
+    "AuthenticationError",
+    "BatchLatency",
+    "Classification",
+    "Client",
+    "DeadlineExceededError",
+    "ImageInput",
+    "InvalidImageError",
+    "InvalidRequestError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "ModelState",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "Prediction",
+    "RequestCancelledError",
+    "ServerError",
+    "Timing",
+    "UnavailableError",
+    "UnsupportedError",
+    "VistazoError",
+    "__version__",
+]

@@ -1,0 +1,186 @@
+"""Call arguments ⇄ protobuf, in pure functions that a blocking and an asyncio client can share.
+
+Nothing here is public.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from vistazo_proto import classification_pb2 as pb
+
+from vistazo_client._images import MESSAGE_OVERHEAD_BYTES, encode_image, image_name
+from vistazo_client.errors import (
+    InvalidImageError,
+    InvalidRequestError,
+    ServerError,
+    VistazoError,
+    error_from_code,
+)
+from vistazo_client.results import (
+    BatchLatency,
+    Classification,
+    ModelInfo,
+    ModelState,
+    Prediction,
+    Timing,
+)
+
+# Several batches of any server on a CPU, and half a batch of a large GPU's; small enough that a refused
+# or late request costs little. The server's own limit is 256 by default.
+IMAGES_PER_REQUEST = 32
+
+# The images of one request are held in memory on both sides. A larger image goes alone.
+REQUEST_BYTES = 16 * 1024 * 1024
+
+# What an uint32 holds.
+_MAX_TOP_K = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked of every image of a call."""
+
+    model: str = ""
+    version: str = ""
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and not 1 <= self.top_k <= _MAX_TOP_K:
+            raise InvalidRequestError(f"top_k: expected at least 1, got {self.top_k}")
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive images of a caller's list, and the one request that carries those that can be sent."""
+
+    request: pb.ClassifyRequest
+    entries: list[str | InvalidImageError] = field(default_factory=list)
+    """For each image the name that messages call it, or why it is not in the request."""
+    size: int = 0
+    """Bytes of the images in the request."""
+
+    @property
+    def sent(self) -> int:
+        """How many images the request carries."""
+        return len(self.request.images)
+
+
+def chunk_images(images: Iterable[object], query: Query, *, max_message_bytes: int) -> Iterator[Chunk]:
+    """Yield requests that carry `images` in order, each within the limits on count and bytes.
+
+    Takes from `images` no more than the next chunk needs, and one image beyond.
+    """
+    max_image_bytes = max_message_bytes - MESSAGE_OVERHEAD_BYTES
+    chunk = _new_chunk(query)
+    for value in images:
+        entry: str | InvalidImageError = image_name(value)
+        message = None
+        try:
+            message = encode_image(value, max_bytes=max_image_bytes)
+        except InvalidImageError as error:
+            entry = error
+        size = 0 if message is None else message.ByteSize()
+        full = len(chunk.entries) == IMAGES_PER_REQUEST
+        too_large = chunk.size + size > min(REQUEST_BYTES, max_image_bytes // 2)
+        if full or (too_large and chunk.size):
+            yield chunk
+            chunk = _new_chunk(query)
+        chunk.entries.append(entry)
+        if message is not None:
+            chunk.request.images.append(message)
+            chunk.size += size
+    if chunk.entries:
+        yield chunk
+
+
+def _new_chunk(query: Query) -> Chunk:
+    return Chunk(pb.ClassifyRequest(model=query.model, version=query.version, top_k=query.top_k))
+
+
+def decode_chunk(chunk: Chunk, response: pb.ClassifyResponse) -> Iterator[Classification]:
+    """Yield one result for each image of `chunk`, in its order.
+
+    Raises ServerError when the server did not answer every image that it was sent.
+    """
+    if len(response.results) != chunk.sent:
+        raise ServerError(f"expected {chunk.sent} results from the server, got {len(response.results)}")
+    timing = Timing(
+        response.timing.queue_seconds, response.timing.preprocess_seconds, response.timing.compute_seconds
+    )
+    results = iter(response.results)
+    for entry in chunk.entries:
+        if isinstance(entry, InvalidImageError):
+            yield Classification(error=entry)
+            continue
+        result = next(results)
+        yield Classification(
+            predictions=_decode_predictions(result.predictions.predictions),
+            model=response.model,
+            version=response.version,
+            batch_size=response.batch_size,
+            timing=timing,
+            error=_decode_error(result, entry),
+        )
+
+
+def unanswered_chunk(chunk: Chunk, error: VistazoError) -> Iterator[Classification]:
+    """Yield the results of a chunk whose request failed because its one image is bad.
+
+    A request of one image fails as a whole when its image is bad; in a list it is still only that
+    image's failure. Raises `error` when it says anything else.
+    """
+    if not (chunk.sent == 1 and error.code is grpc.StatusCode.INVALID_ARGUMENT):
+        raise error
+    for entry in chunk.entries:
+        if isinstance(entry, InvalidImageError):
+            yield Classification(error=entry)
+        else:
+            yield Classification(error=_named(error, entry))
+
+
+def _decode_predictions(predictions: Sequence[pb.Prediction]) -> tuple[Prediction, ...]:
+    return tuple(Prediction(each.index, each.label, each.probability) for each in predictions)
+
+
+def _decode_error(result: pb.ImageResult, name: str) -> VistazoError | None:
+    outcome = result.WhichOneof("outcome")
+    if outcome == "error":
+        return _named(error_from_code(result.error.code, result.error.message), name)
+    if outcome is None or not result.predictions.predictions:
+        return _named(ServerError("the server sent neither predictions nor an error"), name)
+    return None
+
+
+def _named(error: VistazoError, name: str) -> VistazoError:
+    """Return `error` with the image's name in front, where it has one."""
+    if not name:
+        return error
+    named = type(error)(f"{name}: {error}", code=error.code, retry_after=error.retry_after)
+    named.__cause__ = error.__cause__
+    return named
+
+
+def decode_model(model: pb.Model) -> ModelInfo:
+    """Return what the server says of one model."""
+    return ModelInfo(
+        name=model.name,
+        version=model.version,
+        state=_decode_state(model.state),
+        reason=model.reason,
+        input_height=model.input_height,
+        input_width=model.input_width,
+        input_channels=model.input_channels,
+        labels=tuple(model.labels),
+        weights=model.weights,
+        precision=model.precision,
+        max_batch_size=model.max_batch_size,
+        device=model.device,
+        latencies=tuple(BatchLatency(each.batch_size, each.seconds) for each in model.latencies),
+    )
+
+
+def _decode_state(number: int) -> ModelState:
+    # A newer server may know states that this client does not.
+    name = pb.State.Name(number) if number in pb.State.values() else ""
+    return ModelState(name) if name in ModelState.__members__ else ModelState.UNKNOWN

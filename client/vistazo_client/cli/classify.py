@@ -1,0 +1,179 @@
+"""`vistazo classify`: images in, a table or JSON Lines out."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from vistazo_client._images import image_name
+from vistazo_client.cli.options import json_option, server_options
+from vistazo_client.cli.tables import bar, print_table
+from vistazo_client.client import Client
+from vistazo_client.errors import InvalidImageError, VistazoError
+from vistazo_client.results import Classification
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+# Fewer are done before a progress bar could be read.
+PROGRESS_FROM_IMAGES = 20
+
+
+@click.command("classify")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER...")
+@click.option("--model", default="", help="Name of the model.  [default: the only one served]")
+@click.option("--version", "version", default="", help="Version of the model.  [default: the highest ready]")
+@click.option("--top", type=click.IntRange(min=1), help="Predictions for each image.  [default: 5]")
+@json_option
+@server_options
+def classify_command(
+    *,
+    images: tuple[str, ...],
+    model: str,
+    version: str,
+    top: int | None,
+    as_json: bool,
+    server: str,
+    timeout: float,
+) -> None:
+    """Classify images.
+
+    A FOLDER stands for the images directly in it: .jpg, .jpeg, .png, .webp and .bmp.
+
+    The exit status is 0 when every image was answered, and 1 when any was not; why is said on standard
+    error, one line each.
+    """
+    paths, errors = _find_images(images)
+    report = _Report(as_json=as_json)
+    for path, error in errors:
+        report.add(path, Classification(error=error))
+    with Client(server, timeout=timeout) as client:
+        results = client.classify_iter(paths, model=model, version=version, top_k=top)
+        try:
+            for path, result in zip(paths, _progress(results, len(paths)), strict=True):
+                if report.answered == 0 and result.error is None:
+                    _warn_if_untrained(client, result)
+                report.add(path, result)
+        finally:
+            # Also when the server fails half way: what was answered is worth having.
+            report.finish()
+    if report.failed:
+        raise click.exceptions.Exit(1)
+
+
+class _Report:
+    """Prints results: failures at once to standard error, JSON as it comes, the table at the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.answered = 0
+        self.failed = 0
+        self._as_json = as_json
+        self._rows: list[tuple[str, Classification]] = []
+
+    def add(self, path: Path, result: Classification) -> None:
+        name = image_name(path)
+        if result.error is None:
+            self.answered += 1
+        else:
+            self.failed += 1
+            click.echo(f"Error: {result.error}", err=True)
+        if self._as_json:
+            click.echo(json.dumps(_as_json(name, result)))
+        elif result.error is None:
+            self._rows.append((name, result))
+
+    def finish(self) -> None:
+        if self._rows:
+            print_table(_table(self._rows))
+
+
+def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[Path, InvalidImageError]]]:
+    """Return the image files that the arguments stand for, and what is wrong with the folders among them."""
+    paths: list[Path] = []
+    errors: list[tuple[Path, InvalidImageError]] = []
+    for argument in arguments:
+        path = Path(argument)
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        try:
+            paths += _images_in(path)
+        except InvalidImageError as error:
+            errors.append((path, error))
+    return paths, errors
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images directly in `folder`, sorted by name; there is at least one."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise InvalidImageError(f"{image_name(folder)}: cannot be read ({error.strerror})") from error
+    if not found:
+        raise InvalidImageError(
+            f"{image_name(folder)}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
+        )
+    return found
+
+
+def _progress(results: Iterator[Classification], total: int) -> Iterable[Classification]:
+    if total < PROGRESS_FROM_IMAGES or not sys.stderr.isatty():
+        return results
+    console = Console(stderr=True)
+    return track(results, "Classifying", total=total, console=console, transient=True)
+
+
+def _warn_if_untrained(client: Client, result: Classification) -> None:
+    """Say so on standard error when the model's weights are random: its answers look like any others."""
+    try:
+        untrained = client.model(result.model, result.version).untrained
+    except VistazoError:
+        # The answer is there; not knowing this is no reason to lose it.
+        return
+    if untrained:
+        click.secho(
+            f"Warning: the weights of {result.model} are untrained: these answers mean nothing.",
+            fg="red",
+            bold=True,
+            err=True,
+        )
+
+
+def _table(rows: Sequence[tuple[str, Classification]]) -> Table:
+    models = sorted({f"{result.model} version {result.version}" for _, result in rows})
+    table = Table(title=Text(", ".join(models)), title_justify="left")
+    table.add_column("image", overflow="fold")
+    table.add_column("rank", justify="right")
+    table.add_column("label", overflow="fold")
+    table.add_column("probability", justify="right")
+    table.add_column("")
+    for name, result in rows:
+        for rank, prediction in enumerate(result.predictions, start=1):
+            table.add_row(
+                Text(name if rank == 1 else ""),
+                str(rank),
+                Text(prediction.label),
+                f"{prediction.probability:.1%}",
+                bar(prediction.probability),
+                end_section=rank == len(result.predictions),
+            )
+    return table
+
+
+def _as_json(name: str, result: Classification) -> dict[str, object]:
+    error = result.error
+    return {
+        "image": name,
+        "model": result.model,
+        "version": result.version,
+        "predictions": [dataclasses.asdict(prediction) for prediction in result.predictions],
+        "batch_size": result.batch_size,
+        "timing": dataclasses.asdict(result.timing),
+        "error": None if error is None else {"code": error.code.name, "message": str(error)},
+    }

@@ -1,0 +1,98 @@
+"""`vistazo models` and `vistazo health`: what a server has, and how it is."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from vistazo_client.cli.options import json_option, server_options
+from vistazo_client.cli.tables import print_table
+from vistazo_client.client import Client
+from vistazo_client.results import ModelInfo, ModelState
+
+_STATE_STYLE = {ModelState.READY: "green", ModelState.FAILED: "bold red"}
+
+
+@click.command("models")
+@json_option
+@click.option("--verbose", "-v", is_flag=True, help="Add the measured latency of each batch size.")
+@server_options
+def models_command(*, as_json: bool, verbose: bool, server: str, timeout: float) -> None:
+    """List the models of a server."""
+    with Client(server, timeout=timeout) as client:
+        models = client.models()
+    if as_json:
+        for model in models:
+            click.echo(json.dumps(dataclasses.asdict(model)))
+        return
+    if not models:
+        click.echo(f"The server at {server} has no models.")
+        return
+    print_table(_models_table(models))
+    if verbose:
+        print_table(_latency_table(models))
+
+
+def _models_table(models: Sequence[ModelInfo]) -> Table:
+    table = Table(
+        "model", "version", "state", "weights", "precision", "input", "classes", "max batch", "device"
+    )
+    for model in models:
+        state = f"{model.state}: {model.reason}" if model.reason else str(model.state)
+        shape = (
+            f"{model.input_height}×{model.input_width}×{model.input_channels}" if model.input_height else ""
+        )
+        table.add_row(
+            Text(model.name),
+            Text(model.version),
+            Text(state, style=_STATE_STYLE.get(model.state, "yellow")),
+            # The answers of random weights look like any others.
+            Text(model.weights, style="bold red" if model.untrained else ""),
+            Text(model.precision),
+            shape,
+            str(len(model.labels) or ""),
+            str(model.max_batch_size or ""),
+            Text(model.device),
+        )
+    return table
+
+
+def _latency_table(models: Sequence[ModelInfo]) -> Table:
+    table = Table("model", "version", "batch size", "milliseconds", "images per second")
+    for model in models:
+        for latency in model.latencies:
+            rate = f"{latency.batch_size / latency.seconds:.0f}" if latency.seconds > 0 else ""
+            table.add_row(
+                Text(model.name),
+                Text(model.version),
+                str(latency.batch_size),
+                f"{latency.seconds * 1000:.2f}",
+                rate,
+            )
+    return table
+
+
+@click.command("health")
+@click.argument("model", default="")
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Wait up to this long for it to serve, also for a server that is not there yet.",
+)
+@server_options
+def health_command(*, model: str, wait: float | None, server: str, timeout: float) -> None:
+    """Say whether a server, or one MODEL of it, is serving.
+
+    Prints SERVING or NOT_SERVING; the exit status is 0 only when it is serving.
+    """
+    with Client(server, timeout=timeout) as client:
+        if wait is not None:
+            client.wait_until_ready(model, timeout=wait)
+        serving = wait is not None or client.health(model)
+    click.echo("SERVING" if serving else "NOT_SERVING")
+    if not serving:
+        raise click.exceptions.Exit(1)
