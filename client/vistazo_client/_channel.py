@@ -70,7 +70,7 @@ HEALTH_METHOD = "/grpc.health.v1.Health/Check"
 SERVING = 1
 
 
-def health_call(channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable[StringValue, Int32Value]:
+def health_call(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable[StringValue, Int32Value]":
     """Return the standard health check: a service's name in, its ServingStatus out."""
     return channel.unary_unary(
         HEALTH_METHOD,

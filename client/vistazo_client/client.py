@@ -172,7 +172,7 @@ class Client:
         top_k: int | None = None,
         timeout: float | None = None,
     ) -> Iterator[Classification]:
-        """Yield what `classify` would put in its list, each result as soon as it and those before are there."""
+        """Yield what `classify` would put in its list, each result as soon as its turn comes."""
         self._check_open()
         if is_one_image(images):
             raise TypeError(

@@ -60,9 +60,11 @@ def classify_command(
                 if report.answered == 0 and result.error is None:
                     _warn_if_untrained(client, result)
                 report.add(path, result)
-        finally:
-            # Also when the server fails half way: what was answered is worth having.
+        except VistazoError:
+            # The server failed half way; what it answered is worth having.
             report.finish()
+            raise
+    report.finish()
     if report.failed:
         raise click.exceptions.Exit(1)
 
