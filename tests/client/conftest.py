@@ -1,0 +1,184 @@
+"""A real gRPC server on port 0 whose answers a test can read back and script."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from vistazo_client import Client
+from vistazo_proto import classification_pb2 as pb
+from vistazo_proto.classification_pb2_grpc import (
+    ClassificationServiceServicer,
+    add_ClassificationServiceServicer_to_server,
+)
+
+Script = Callable[[pb.ClassifyRequest, grpc.ServicerContext], None]
+
+RESNET = pb.Model(
+    name="resnet18",
+    version="1",
+    state=pb.READY,
+    input_height=224,
+    input_width=224,
+    input_channels=3,
+    labels=["cat", "dog"],
+    weights="pretrained",
+    precision="fp32",
+    max_batch_size=8,
+    device="cpu",
+    latencies=[pb.BatchLatency(batch_size=1, seconds=0.02), pb.BatchLatency(batch_size=8, seconds=0.1)],
+)
+LENET = pb.Model(name="lenet", version="2", state=pb.READY, weights="untrained", labels=["0", "1"])
+BROKEN = pb.Model(name="vgg16", version="1", state=pb.FAILED, reason="checksum does not match")
+MODELS = {model.name: model for model in (LENET, RESNET, BROKEN)}
+
+
+@dataclass
+class FakeService(ClassificationServiceServicer):
+    """The label of an image's best prediction is the image's own content, so answers can be told apart.
+
+    An image that starts with `bad` is refused as the contract says: alone among others, and with its
+    whole request when it is the only one. A model that is not in `models` is not found. `script` runs
+    before each answer and may abort or wait.
+    """
+
+    script: Script | None = None
+    models: dict[str, pb.Model] = field(default_factory=MODELS.copy)
+    requests: list[pb.ClassifyRequest] = field(default_factory=list)
+    answered_images: int = 0
+    running: int = 0
+    most_running: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def Classify(self, request, context):  # noqa: N802  the name in the .proto
+        with self._lock:
+            self.requests.append(request)
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        try:
+            return self._classify(request, context)
+        finally:
+            with self._lock:
+                self.running -= 1
+                self.answered_images += len(request.images)
+
+    def _classify(self, request, context):
+        if self.script is not None:
+            self.script(request, context)
+        model = self.models.get(request.model or "resnet18")
+        if model is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model!r}")
+        if len(request.images) == 1 and _is_bad(request.images[0]):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected an image, got something else")
+        return pb.ClassifyResponse(
+            model=model.name,
+            version=request.version or model.version,
+            results=[_result(image, request.top_k or 5) for image in request.images],
+            batch_size=len(request.images),
+            timing=pb.Timing(queue_seconds=0.25, preprocess_seconds=0.5, compute_seconds=1.0),
+        )
+
+    def ListModels(self, request, context):  # noqa: N802  the name in the .proto
+        return pb.ListModelsResponse(models=[self.models[name] for name in sorted(self.models)])
+
+    def GetModel(self, request, context):  # noqa: N802  the name in the .proto
+        if request.name not in self.models:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.name!r}")
+        return self.models[request.name]
+
+    def ClassifyStream(self, request_iterator, context):  # noqa: N802  the name in the .proto
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this fake")
+
+
+def _is_bad(image):
+    return image.encoded.startswith(b"bad")
+
+
+def _result(image, top_k):
+    if _is_bad(image):
+        return pb.ImageResult(error=pb.ImageError(code=3, message="expected an image, got something else"))
+    content = image.encoded or image.raw.data
+    best = pb.Prediction(index=7, label=content[:64].decode("latin-1"), probability=0.5)
+    others = [
+        pb.Prediction(index=rank, label=f"class {rank}", probability=0.5**rank)
+        for rank in range(2, top_k + 1)
+    ]
+    return pb.ImageResult(predictions=pb.Predictions(predictions=[best, *others]))
+
+
+@dataclass
+class FakeServer:
+    """The running server: where it is, and what may be asked of it and told to it."""
+
+    address: str
+    service: FakeService
+    health: health.HealthServicer
+    stopping: threading.Event
+    """Set when the test is over; a script that waits waits for this."""
+
+    def never_answer(self) -> None:
+        self.service.script = lambda request, context: self.stopping.wait(30)
+
+    def always(self, code: grpc.StatusCode, details: str = "why", **trailers: str) -> None:
+        def abort(request, context):
+            context.set_trailing_metadata([(key.replace("_", "-"), value) for key, value in trailers.items()])
+            context.abort(code, details)
+
+        self.service.script = abort
+
+    def set_serving(self, model: str, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        self.health.set(model, status.SERVING if serving else status.NOT_SERVING)
+
+
+def start_server(address: str) -> tuple[grpc.Server, FakeServer]:
+    server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
+    fake = FakeServer(address, FakeService(), health.HealthServicer(), threading.Event())
+    add_ClassificationServiceServicer_to_server(fake.service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
+    port = server.add_insecure_port(address)
+    fake.address = f"127.0.0.1:{port}"
+    server.start()
+    return server, fake
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    running, fake = start_server("127.0.0.1:0")
+    yield fake
+    fake.stopping.set()
+    running.stop(grace=None).wait()
+
+
+@pytest.fixture
+def client(server) -> Iterator[Client]:
+    with Client(server.address, timeout=5) as client:
+        yield client
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def starting_server(nobody) -> Iterator[Callable[[], FakeServer]]:
+    """Call it to start a server at the address where `nobody` was."""
+    running = []
+
+    def start() -> FakeServer:
+        server, fake = start_server(nobody)
+        running.append((server, fake))
+        return fake
+
+    yield start
+    for server, fake in running:
+        fake.stopping.set()
+        server.stop(grace=None).wait()
