@@ -1,6 +1,7 @@
 """A user's own weights: reading the file, the labels beside it, and fitting keys to a network."""
 
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -84,13 +85,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> object:
     try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a pickle protocol that torch does not write itself: what cannot be read fails anyway.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's text runs to a page and advises to switch the safety off.
         raise WeightsError(
             f"{path} is no file of plain weights: damaged, or pickled with code that is not run here"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    # On bytes that are no pickle its unpickler fails with whatever they led it to.
+    except Exception as error:
         raise WeightsError(f"{path} is not a readable torch file: {_one_line(error)}") from error
     return content
 

@@ -151,4 +151,6 @@ def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", None)
     if isinstance(error, urllib.request.HTTPError):
         return f"HTTP {error.code} {error.reason}"
+    if isinstance(reason, OSError):
+        reason = reason.strerror or reason
     return " ".join(str(reason or error).split()) or type(error).__name__

@@ -91,7 +91,10 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
         network = zoo.load(recipe, mirror=request.weights_mirror, progress=progress)
     except WeightsUnavailableError as error:
         if not request.allow_untrained:
-            raise
+            mirror = "--weights-mirror URL, " if recipe.weights.url else ""
+            raise WeightsUnavailableError(
+                f"{error}; other ways: {mirror}--weights FILE, --weights untrained"
+            ) from error
         progress.warning(f"{name}: {error}. Using UNTRAINED weights instead: the answers mean nothing.")
         recipe = recipe.untrained()
         if newest and not request.force and describes(newest.manifest, plan(recipe)):

@@ -29,6 +29,9 @@ Element = TypeVar("Element", bound=np.generic)
 TOLERANCE = 1e-4
 """Bound on a logit difference divided by the largest absolute logit: fp32 sums in another order."""
 
+MOST_BATCH_SIZE = 1024
+"""Largest batch that an export may ask for and a manifest may promise."""
+
 # Images that torch runs at a time, so that a big network needs no more memory than one small batch.
 TORCH_BATCH = 4
 
@@ -87,13 +90,19 @@ def open_session(model: Path) -> onnxruntime.InferenceSession:
 def run_onnx(session: onnxruntime.InferenceSession, pixels: Pixels, batch_sizes: list[int]) -> OnnxLogits:
     """Return the graph's logits for `pixels` (images × H × W × C), each alone and in batches.
 
-    Raises ParityError where a logit is not finite, or depends on the company in the batch.
+    Raises GraphError where it cannot run, and ParityError where a logit is not finite or depends on the
+    company in the batch.
     """
     tensor = session.get_inputs()[0].name
-    alone = np.concatenate([session.run(None, {tensor: image[np.newaxis]})[0] for image in pixels])
-    batched = {
-        size: session.run(None, {tensor: _repeated(pixels, size)})[0] for size in batch_sizes if size > 1
-    }
+    try:
+        alone = np.concatenate([session.run(None, {tensor: image[np.newaxis]})[0] for image in pixels])
+        batched = {
+            size: session.run(None, {tensor: _repeated(pixels, size)})[0] for size in batch_sizes if size > 1
+        }
+    except Exception as error:
+        raise GraphError(
+            f"ONNX Runtime cannot run the graph: {' '.join(str(error).split())[:200]}"
+        ) from error
     answers = OnnxLogits(alone, batched)
     for rows in (alone, *batched.values()):
         if not np.isfinite(rows).all():
@@ -132,6 +141,8 @@ def measure_parity(model: Path, network: LoadedNetwork, max_batch_size: int) -> 
     batch_sizes = batch_sizes_up_to(max_batch_size)
     answers = run_onnx(open_session(model), sample_pixels(preset), batch_sizes)
     reference = run_torch(network, sample_images(preset.channels))
+    if reference.shape != answers.alone.shape:
+        raise ParityError(f"torch gives {reference.shape[1]} classes, ONNX Runtime {answers.alone.shape[1]}")
     largest = answers.largest_difference(reference)
     relative = _relative(largest, reference)
     # Not "greater than": a NaN must fail too.

@@ -29,7 +29,7 @@ COLUMNS = (
 )
 
 # Rich assumes 80 columns where there is no terminal, too few for the table.
-WIDTH_WITHOUT_TERMINAL = 140
+WIDTH_WITHOUT_TERMINAL = 240
 
 
 class Report:

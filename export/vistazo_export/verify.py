@@ -15,7 +15,14 @@ from vistazo_export.download import sha256_of
 from vistazo_export.errors import ExportError, RepositoryError, WeightsError, WeightsUnavailableError
 from vistazo_export.manifest import read_manifest, triton_config
 from vistazo_export.onnx_export import check_onnx
-from vistazo_export.parity import batch_sizes_up_to, measure_parity, open_session, run_onnx, sample_pixels
+from vistazo_export.parity import (
+    MOST_BATCH_SIZE,
+    batch_sizes_up_to,
+    measure_parity,
+    open_session,
+    run_onnx,
+    sample_pixels,
+)
 from vistazo_export.progress import SILENT, Progress
 
 
@@ -94,20 +101,22 @@ def verify_model(
 
 
 def _check_record(result: Verification, manifest: ModelManifest) -> None:
-    """Note where the manifest contradicts its folder or itself."""
+    """Note where the manifest contradicts its folder or itself; raise where no check can follow."""
     if manifest.name != result.name:
         result.problems.append(f"the manifest is of {manifest.name!r}, the folder is {result.name!r}")
     labels, classes = len(manifest.labels), manifest.output.classes
     if labels != classes:
-        result.problems.append(f"the manifest has {labels} labels for {classes} classes")
+        raise RepositoryError(f"the manifest has {labels} labels for {classes} classes")
     preprocessing, size = manifest.preprocessing, manifest.input
     if (preprocessing.crop_height, preprocessing.crop_width) != (size.height, size.width):
         result.problems.append(
             f"the manifest crops to {preprocessing.crop_height}×{preprocessing.crop_width} "
             f"for an input of {size.height}×{size.width}"
         )
-    if manifest.max_batch_size < 1:
-        result.problems.append("the manifest has no max_batch_size")
+    if not 1 <= manifest.max_batch_size <= MOST_BATCH_SIZE:
+        raise RepositoryError(
+            f"the manifest's max_batch_size {manifest.max_batch_size} is not in 1 to {MOST_BATCH_SIZE}"
+        )
 
 
 def _check_triton_config(result: Verification, repository: Path, manifest: ModelManifest) -> None:
@@ -147,6 +156,8 @@ def _check_answers(
 ) -> None:
     """Compare the graph's answers with torch's, or at least with its own in other batches."""
     recipe = _recorded_recipe(manifest, weights_files)
+    if (recipe.preset.crop_size, recipe.preset.channels) != (manifest.input.height, manifest.input.channels):
+        raise RepositoryError(f"the manifest's input is not that of {manifest.architecture}")
     if recipe.preset.to_proto() != manifest.preprocessing:
         result.problems.append(
             "the manifest's preprocessing is not that of the weights' own transforms: "

@@ -180,9 +180,7 @@ def _labels_and_preset(
 
 def _load_pretrained(recipe: Recipe, mirror: str | None, progress: Progress) -> LoadedNetwork:
     if recipe.architecture == "nin":
-        raise WeightsUnavailableError(
-            "nin has no published torch weights: use --weights FILE or --weights untrained"
-        )
+        raise WeightsUnavailableError("nin has no published torch weights")
     if recipe.architecture == "lenet":
         progress.stage("building")
         if sha256_of(lenet.WEIGHTS_FILE) != lenet.WEIGHTS_SHA256:
