@@ -3,6 +3,7 @@
 Nothing here is public.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +33,10 @@ IMAGES_PER_REQUEST = 32
 
 # The images of one request are held in memory on both sides. A larger image goes alone.
 REQUEST_BYTES = 16 * 1024 * 1024
+
+# The server says "images[3]: …" and counts within one request. The caller's list is longer, and holds
+# images that were never sent.
+_WIRE_NUMBER = re.compile(r"^images\[\d+\]: ")
 
 # What an uint32 holds.
 _MAX_TOP_K = 2**32 - 1
@@ -153,10 +158,11 @@ def _decode_error(result: pb.ImageResult, name: str) -> VistazoError | None:
 
 
 def _named(error: VistazoError, name: str) -> VistazoError:
-    """Return `error` with the image's name in front, where it has one."""
-    if not name:
-        return error
-    named = type(error)(f"{name}: {error}", code=error.code, retry_after=error.retry_after)
+    """Return `error` with the image's name, where it has one, in place of its number on the wire."""
+    message = _WIRE_NUMBER.sub("", str(error))
+    named = type(error)(
+        f"{name}: {message}" if name else message, code=error.code, retry_after=error.retry_after
+    )
     named.__cause__ = error.__cause__
     return named
 

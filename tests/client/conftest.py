@@ -73,11 +73,15 @@ class FakeService(ClassificationServiceServicer):
         if model is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model!r}")
         if len(request.images) == 1 and _is_bad(request.images[0]):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected an image, got something else")
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "images[0]: expected an image, got something else"
+            )
         return pb.ClassifyResponse(
             model=model.name,
             version=request.version or model.version,
-            results=[_result(image, request.top_k or 5) for image in request.images],
+            results=[
+                _result(number, image, request.top_k or 5) for number, image in enumerate(request.images)
+            ],
             batch_size=len(request.images),
             timing=pb.Timing(queue_seconds=0.25, preprocess_seconds=0.5, compute_seconds=1.0),
         )
@@ -98,9 +102,10 @@ def _is_bad(image):
     return image.encoded.startswith(b"bad")
 
 
-def _result(image, top_k):
+def _result(number, image, top_k):
     if _is_bad(image):
-        return pb.ImageResult(error=pb.ImageError(code=3, message="expected an image, got something else"))
+        message = f"images[{number}]: expected an image, got something else"
+        return pb.ImageResult(error=pb.ImageError(code=3, message=message))
     content = image.encoded or image.raw.data
     best = pb.Prediction(index=7, label=content[:64].decode("latin-1"), probability=0.5)
     others = [

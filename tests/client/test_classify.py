@@ -125,7 +125,7 @@ def test_bad_images_beside_a_single_one_that_is_sent_keep_their_own_errors(clien
     missing, refused = client.classify([tmp_path / "missing.png", b"bad"])
 
     assert "no such file" in str(missing.error)
-    assert "got something else" in str(refused.error)
+    assert str(refused.error) == "expected an image, got something else"
 
 
 def test_images_that_cannot_be_sent_ask_nothing_of_the_server(client, server):
@@ -261,12 +261,14 @@ def test_classify_iter_refuses_what_it_would_iterate_by_mistake(client):
 
 
 def test_when_one_request_fails_those_in_flight_are_cancelled(client, server):
-    cancelled = threading.Event()
+    second_came, cancelled = threading.Event(), threading.Event()
 
     def fail_the_first(request, context):
         if request.images[0].encoded == b"image 0":
+            second_came.wait(5)
             context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
         context.add_callback(cancelled.set)
+        second_came.set()
         server.stopping.wait(30)
 
     server.service.script = fail_the_first
