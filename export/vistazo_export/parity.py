@@ -52,10 +52,8 @@ class OnnxLogits:
 
     def largest_difference(self, reference: Logits) -> float:
         """Return the largest absolute difference of any logit from `reference`, images × classes."""
-        return max(
-            _largest(self.alone - reference),
-            *(_largest(rows - _repeated(reference, len(rows))) for rows in self.batched.values()),
-        )
+        answers = [self.alone, *self.batched.values()]
+        return max(_largest(rows - _repeated(reference, len(rows))) for rows in answers)
 
     def top1_agreement(self, reference: Logits) -> float:
         """Return the share of images, 0 to 1, whose top class is that of `reference` in every batch."""

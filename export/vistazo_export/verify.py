@@ -188,7 +188,7 @@ def _recorded_recipe(manifest: ModelManifest, weights_files: Sequence[Path]) -> 
     if record.source == WeightsRecord.PRETRAINED:
         recipe = zoo.resolve(manifest.architecture, "pretrained")
         if recipe.weights.name != record.name:
-            recipe = zoo.resolve(manifest.architecture, record.name)
+            recipe = _published_as(manifest.architecture, record.name)
         return replace(recipe, labels=labels)
     untrained = zoo.resolve(manifest.architecture, "untrained", labels)
     if record.source == WeightsRecord.UNTRAINED:
@@ -201,6 +201,18 @@ def _recorded_recipe(manifest: ModelManifest, weights_files: Sequence[Path]) -> 
         if sha256_of(file) == record.sha256:
             return zoo.resolve(manifest.architecture, str(file), labels)
     raise WeightsError(f"none of the files given is {record.name} (SHA-256 {record.sha256[:12]}…)")
+
+
+def _published_as(architecture: str, name: str) -> zoo.Recipe:
+    """Return the recipe with other published weights than the default ones."""
+    try:
+        recipe = zoo.resolve(architecture, name)
+    except WeightsError:
+        recipe = None
+    # A file of that name may lie about.
+    if recipe is None or recipe.weights.source != "pretrained":
+        raise RepositoryError(f"{architecture} has no published weights named {name!r}")
+    return recipe
 
 
 def _differences(manifest: ModelManifest, recipe: zoo.Recipe) -> str:

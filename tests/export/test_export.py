@@ -175,6 +175,12 @@ def test_a_change_becomes_the_next_version_and_the_old_one_stays(repository: Pat
     assert "max_batch_size: 7\n" in (repository / "lenet" / "config.pbtxt").read_text()
 
 
+def test_a_largest_batch_of_one_is_enough(tmp_path: Path):
+    exported = export_model(ExportRequest("lenet", tmp_path, max_batch_size=1))
+
+    assert list(exported.manifest.parity.batch_sizes) == [1]
+
+
 def test_a_damaged_version_is_exported_anew_beside_it(repository: Path):
     (repository / "lenet" / "1" / "model.onnx").write_bytes(b"damaged")
 
