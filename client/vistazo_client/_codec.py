@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
-from vistazo_proto import classification_pb2 as pb
 
 from vistazo_client._images import MESSAGE_OVERHEAD_BYTES, encode_image, image_name
 from vistazo_client.errors import (
@@ -26,6 +25,7 @@ from vistazo_client.results import (
     Prediction,
     Timing,
 )
+from vistazo_proto import classification_pb2 as pb
 
 # Several batches of any server on a CPU, and half a batch of a large GPU's; small enough that a refused
 # or late request costs little. The server's own limit is 256 by default.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from vistazo_proto import classification_pb2 as pb
 
 from vistazo_client.errors import InvalidImageError, one_line
+from vistazo_proto import classification_pb2 as pb
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -10,8 +10,6 @@ from typing import Self, TypeVar, cast, overload
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
-from vistazo_proto import classification_pb2 as pb
-from vistazo_proto.classification_pb2_grpc import ClassificationServiceStub
 
 from vistazo_client._channel import (
     DEFAULT_ADDRESS,
@@ -32,6 +30,8 @@ from vistazo_client.errors import (
     error_from_rpc,
 )
 from vistazo_client.results import Classification, ModelInfo
+from vistazo_proto import classification_pb2 as pb
+from vistazo_proto.classification_pb2_grpc import ClassificationServiceStub
 
 # While one request runs, the next is already in the server's queue: enough to keep the engine busy.
 # More would only fill a queue that others share, and wait there against their own deadline.

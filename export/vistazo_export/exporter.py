@@ -5,8 +5,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vistazo_proto.manifest_pb2 import ModelManifest
-
 from vistazo_export import repository as repo
 from vistazo_export import zoo
 from vistazo_export.checkpoint import read_labels
@@ -16,6 +14,7 @@ from vistazo_export.manifest import describes, plan_manifest, read_manifest, tri
 from vistazo_export.onnx_export import check_onnx, write_onnx
 from vistazo_export.parity import measure_parity
 from vistazo_export.progress import SILENT, Progress
+from vistazo_proto.manifest_pb2 import ModelManifest
 
 # A folder name that also does as a metric label and a gRPC health service.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

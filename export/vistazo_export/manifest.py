@@ -4,11 +4,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from google.protobuf import json_format
-from vistazo_proto.manifest_pb2 import Input, ModelManifest, Output
-from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 from vistazo_export.errors import RepositoryError
 from vistazo_export.zoo import Recipe
+from vistazo_proto.manifest_pb2 import Input, ModelManifest, Output
+from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 FORMAT = 1
 """The manifest format that this package writes, and the newest that it reads."""

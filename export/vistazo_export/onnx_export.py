@@ -10,12 +10,12 @@ from typing import cast
 import onnx
 import torch
 from torch import Tensor, nn
-from vistazo_proto.manifest_pb2 import ModelManifest
 
 from vistazo_export.errors import GraphError
 from vistazo_export.manifest import INPUT_TENSOR, OUTPUT_TENSOR
 from vistazo_export.preset import Preset
 from vistazo_export.zoo import LoadedNetwork
+from vistazo_proto.manifest_pb2 import ModelManifest
 
 OPSET = 20
 """Of the graph's default domain. ONNX Runtime 1.22, the oldest allowed to serve, reads up to 22."""

@@ -5,7 +5,6 @@ manifest's preprocessing makes. So one figure covers the weights, the operators,
 the graph and the preprocessing on record.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +14,12 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from PIL import Image
-from vistazo_proto.manifest_pb2 import Parity
 
 from vistazo_export.errors import GraphError, ParityError
 from vistazo_export.preset import Preset, to_pixels
 from vistazo_export.sample_images import sample_images
 from vistazo_export.zoo import LoadedNetwork
+from vistazo_proto.manifest_pb2 import Parity
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -76,7 +75,7 @@ def open_session(model: Path) -> onnxruntime.InferenceSession:
     """Return a CPU session on `model`, or raise GraphError where ONNX Runtime refuses the file."""
     options = onnxruntime.SessionOptions()
     # ONNX Runtime would count the host's processors, not those this process may use.
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

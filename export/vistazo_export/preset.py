@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from vistazo_proto.manifest_pb2 import Preprocessing
 
 from vistazo_export.errors import PresetError
+from vistazo_proto.manifest_pb2 import Preprocessing
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
-from vistazo_proto.manifest_pb2 import ModelManifest, Parity
-from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 from vistazo_export.exporter import ExportedModel
 from vistazo_export.progress import Progress
 from vistazo_export.verify import Verification
+from vistazo_proto.manifest_pb2 import ModelManifest, Parity
+from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 COLUMNS = (
     "Model",

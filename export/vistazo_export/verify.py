@@ -6,9 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vistazo_proto.manifest_pb2 import ModelManifest, Parity
-from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
-
 from vistazo_export import repository as repo
 from vistazo_export import zoo
 from vistazo_export.download import sha256_of
@@ -24,6 +21,8 @@ from vistazo_export.parity import (
     sample_pixels,
 )
 from vistazo_export.progress import SILENT, Progress
+from vistazo_proto.manifest_pb2 import ModelManifest, Parity
+from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 
 @dataclass

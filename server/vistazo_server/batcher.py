@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import structlog
 from numpy.typing import NDArray
@@ -43,6 +43,10 @@ from vistazo_server.latency import LatencyModel
 Array = NDArray[Any]
 RunBatch = Callable[[Sequence[Array]], Awaitable[Sequence[Array]]]
 """Samples in, one row for each out, in their order. May raise anything: the batch has then failed."""
+
+# A batch held back for companions starts this share of its predicted time before it would have to: runs
+# vary by a few per cent, and an answer on the very deadline is late.
+DELAY_SLACK: Final = 0.25
 
 log = structlog.get_logger(__name__)
 
@@ -264,7 +268,8 @@ class DynamicBatcher:
         if self._queue_delay == 0.0 or self._closing or self._queued_samples >= self.max_batch_size:
             return -math.inf
         # A delay that would cost somebody the deadline ends early.
-        latest_start = self.earliest_deadline() - self.latency.seconds(self._queued_samples)
+        needed = self.latency.seconds(self._queued_samples) * (1 + DELAY_SLACK)
+        latest_start = self.earliest_deadline() - needed
         return min(oldest.enqueued_at + self._queue_delay, latest_start)
 
     def earliest_deadline(self) -> float:

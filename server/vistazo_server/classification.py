@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, cast
 
 import grpc.aio
+
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
-
 from vistazo_server import codec
 from vistazo_server.errors import InvalidRequestError, ServingError
 from vistazo_server.repository import ModelRepository

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from vistazo_proto import classification_pb2 as pb
 
+from vistazo_proto import classification_pb2 as pb
 from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.classifier import Classified, ImageInput, Prediction
 from vistazo_server.errors import InvalidImageError, InvalidRequestError, ServingError

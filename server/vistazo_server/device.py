@@ -4,9 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import structlog
+
+# What is due within this many seconds is due: timers are no finer, and waiting out a rounding error would
+# wake up just as early again.
+TIMER_RESOLUTION: Final = 0.0005
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +85,7 @@ class DeviceScheduler:
     async def _run(self) -> None:
         while True:
             now = self._clock()
-            ready = [queue for queue in self._queues if queue.ready_at() <= now]
+            ready = [queue for queue in self._queues if queue.ready_at() <= now + TIMER_RESOLUTION]
             if not ready:
                 await self._wait_for_change()
                 continue

@@ -16,9 +16,11 @@
 Raised where the fact is known, turned into a status once, in `interceptors`.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import grpc
+
+SHORTEST_RETRY_SECONDS: Final = 0.001
 
 
 class ServingError(Exception):
@@ -50,9 +52,12 @@ class OverloadedError(ServingError):
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
+    retry_after: float
+
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        # Before anything was measured the prediction is 0, and "at once" is no advice.
+        self.retry_after = max(retry_after, SHORTEST_RETRY_SECONDS)
 
 
 class QueueFullError(OverloadedError):

@@ -6,8 +6,8 @@ from typing import Final
 
 from google.protobuf import json_format
 from PIL import Image
-from vistazo_proto import manifest_pb2
 
+from vistazo_proto import manifest_pb2
 from vistazo_server.errors import ModelLoadError
 from vistazo_server.preprocess import PreprocessSpec, ResizeMode
 

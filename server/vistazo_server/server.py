@@ -24,8 +24,8 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
-from vistazo_proto import classification_pb2, classification_pb2_grpc
 
+from vistazo_proto import classification_pb2, classification_pb2_grpc
 from vistazo_server.batcher import DynamicBatcher
 from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.classification import ClassificationServicer

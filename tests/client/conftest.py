@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from vistazo_client import Client
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto.classification_pb2_grpc import (

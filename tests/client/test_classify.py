@@ -5,6 +5,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
+
 from vistazo_client import (
     Client,
     InvalidImageError,

@@ -8,8 +8,9 @@ import sys
 
 import grpc
 import pytest
-import vistazo_client
 from click.testing import CliRunner
+
+import vistazo_client
 from vistazo_client.cli import main
 
 VISTAZO = [sys.executable, "-c", "from vistazo_client.cli import main; main(prog_name='vistazo')"]

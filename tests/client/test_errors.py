@@ -4,6 +4,7 @@ import pickle
 
 import grpc
 import pytest
+
 import vistazo_client
 from vistazo_client import (
     EXCEPTION_FOR,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from vistazo_client import Client, InvalidImageError
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3)

@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 from click.testing import CliRunner
+
 from vistazo_client.cli.plugins import PLUGIN_GROUP, VistazoGroup, installed_plugins
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+
 from vistazo_export.cli import export_command, verify_command
 from vistazo_export.exporter import ExportRequest, export_model
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from vistazo_export.checkpoint import fit_state_dict, read_labels, read_state_dict
 from vistazo_export.errors import LabelsError, WeightsError
 from vistazo_export.lenet import LeNet

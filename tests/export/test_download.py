@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
+
 from vistazo_export import download, zoo
 from vistazo_export.errors import WeightsError, WeightsUnavailableError
 from vistazo_export.exporter import ExportRequest, export_model

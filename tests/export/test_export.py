@@ -20,6 +20,7 @@ from click.testing import Result
 from google.protobuf import json_format
 from PIL import Image
 from safetensors.torch import save_file
+
 from vistazo_export import digits, zoo
 from vistazo_export import repository as repo
 from vistazo_export.errors import ParityError

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from vistazo_export import zoo
 from vistazo_export.errors import LabelsError, UnknownNetworkError, WeightsError, WeightsUnavailableError
 from vistazo_export.nin import NetworkInNetwork

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from vistazo_export import lenet, zoo
 from vistazo_export.errors import PresetError
 from vistazo_export.preset import preset_of, to_pixels

@@ -1,0 +1,75 @@
+"""A fake engine in virtual time, and a batcher on it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vistazo_server.batcher import DynamicBatcher
+from vistazo_server.device import DeviceScheduler
+from vistazo_server.latency import LatencyModel
+
+
+class FakeEngine:
+    """Returns each sample plus 1000 as its row, so that a row that reached the wrong caller shows.
+
+    A run takes `seconds` (and `seconds_per_sample` for each sample) of the loop's time. A batch with a
+    sample in `poison` fails. Keeps what it was asked: `batches` of sample values, and when each began.
+    """
+
+    def __init__(self, *, seconds: float = 1.0, seconds_per_sample: float = 0.0) -> None:
+        self.seconds = seconds
+        self.seconds_per_sample = seconds_per_sample
+        self.poison: set[int] = set()
+        self.batches: list[list[int]] = []
+        self.began: list[float] = []
+
+    async def run(self, samples: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.int64]]:
+        values = [int(sample[0]) for sample in samples]
+        self.batches.append(values)
+        self.began.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.seconds + self.seconds_per_sample * len(samples))
+        if self.poison & set(values):
+            raise RuntimeError("the engine broke on a poisoned sample")
+        return [sample + 1000 for sample in samples]
+
+    def latency(self, sizes: Sequence[int] = (1, 2, 4, 8)) -> LatencyModel:
+        """Return a model that knows this engine's times."""
+        model = LatencyModel()
+        for size in sizes:
+            model.set(size, self.seconds + self.seconds_per_sample * size)
+        return model
+
+
+def sample(value: int) -> NDArray[np.int64]:
+    """Return a sample that carries `value`."""
+    return np.array([value])
+
+
+@asynccontextmanager
+async def batching(
+    engine: FakeEngine,
+    *,
+    max_batch_size: int = 4,
+    queue_limit: int = 100,
+    queue_delay: float = 0.0,
+    latency: LatencyModel | None = None,
+    device: DeviceScheduler | None = None,
+) -> AsyncIterator[DynamicBatcher]:
+    """Hold a batcher on `engine`, in the event loop's own time."""
+    clock = asyncio.get_running_loop().time
+    async with (
+        device or DeviceScheduler(clock=clock) as scheduler,
+        DynamicBatcher(
+            engine.run,
+            device=scheduler,
+            max_batch_size=max_batch_size,
+            queue_limit=queue_limit,
+            queue_delay=queue_delay,
+            latency=latency,
+            clock=clock,
+        ) as batcher,
+    ):
+        yield batcher

@@ -1,0 +1,110 @@
+"""Requests are checked here and nowhere else; answers say what the caller needs."""
+
+import grpc
+import numpy as np
+import pytest
+
+from vistazo_proto import classification_pb2 as pb
+from vistazo_server import codec
+from vistazo_server.catalog import CatalogEntry, ModelState
+from vistazo_server.classifier import Classified, Prediction
+from vistazo_server.errors import InvalidImageError, InvalidRequestError, ModelNotFoundError, QueueFullError
+
+
+def decode(**fields):
+    return codec.decode_request(pb.ClassifyRequest(**fields), max_images=2)
+
+
+def raw(data=bytes(12), height=2, width=2, channels=3):
+    return pb.Image(raw=pb.RawPixels(data=data, height=height, width=width, channels=channels))
+
+
+def test_a_request_becomes_plain_values():
+    command = decode(
+        model="m", version="3", images=[pb.Image(encoded=b"jpeg"), raw(bytes(range(12)))], top_k=2
+    )
+
+    assert (command.model, command.version, command.top_k) == ("m", "3", 2)
+    assert command.images[0] == b"jpeg"
+    np.testing.assert_array_equal(command.images[1], np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+
+
+def test_an_unset_top_k_is_not_zero():
+    assert decode(images=[raw()]).top_k is None
+    assert decode(images=[raw()], top_k=0).top_k == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [([], "images: expected at least 1, got none"), ([raw()] * 3, "images: expected at most 2, got 3")],
+)
+def test_the_number_of_images_is_bound(images, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        decode(images=images)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (pb.Image(), "expected encoded bytes or raw pixels, got neither"),
+        (raw(height=0), "got 0×2"),
+        (raw(channels=4), "raw.channels: expected 1 or 3, got 4"),
+        (raw(data=bytes(11)), "raw.data: expected 12 bytes for 2×2×3, got 11"),
+        (raw(height=1 << 31, width=1 << 31), "got 12"),
+    ],
+)
+def test_an_image_that_cannot_be_used_becomes_its_own_error_and_spares_the_others(image, message):
+    command = decode(images=[image, raw()])
+
+    assert isinstance(command.images[0], InvalidImageError)
+    assert message in str(command.images[0])
+    assert isinstance(command.images[1], np.ndarray)
+
+
+def test_an_answer_carries_predictions_errors_and_times():
+    response = codec.encode_response(
+        "m",
+        "1",
+        Classified(
+            results=[[Prediction(1, "cat", 0.75)], InvalidImageError("images[1]: broken")],
+            batch_size=4,
+            queue_seconds=0.1,
+            preprocess_seconds=0.2,
+            compute_seconds=0.3,
+            postprocess_seconds=0.4,
+        ),
+    )
+
+    first, second = response.results
+    assert [(one.index, one.label, one.probability) for one in first.predictions.predictions] == [
+        (1, "cat", 0.75)
+    ]
+    assert (second.error.code, second.error.message) == (3, "images[1]: broken")
+    assert (response.model, response.version, response.batch_size) == ("m", "1", 4)
+    timing = response.timing
+    assert (timing.queue_seconds, timing.preprocess_seconds, timing.compute_seconds) == (0.1, 0.2, 0.3)
+
+
+def test_a_streams_error_carries_the_callers_id_the_status_and_the_pushback():
+    refused = codec.encode_stream_error("7", QueueFullError("full", retry_after=0.0251))
+    unknown = codec.encode_stream_error("8", ModelNotFoundError("no such model"))
+
+    assert (refused.id, refused.error.code, refused.retry_pushback_ms) == ("7", 8, 26)
+    assert (unknown.id, unknown.error.code, unknown.HasField("retry_pushback_ms")) == ("8", 5, False)
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode))
+def test_every_status_has_its_number(code):
+    assert 0 <= codec.status_number(code) <= 16
+
+
+def test_a_model_that_failed_says_why():
+    message = codec.encode_model(CatalogEntry("m", "2", state=ModelState.FAILED, reason="checksum"))
+
+    assert (message.name, message.version, message.state, message.reason) == ("m", "2", pb.FAILED, "checksum")
+    assert not message.labels
+
+
+@pytest.mark.parametrize("state", list(ModelState))
+def test_every_state_has_a_name_on_the_wire(state):
+    assert codec.encode_model(CatalogEntry("m", "1", state=state)).state != pb.STATE_UNSPECIFIED

@@ -1,0 +1,173 @@
+"""Preprocessor: what each kind of image becomes. Equality with torchvision is in tests/integration."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vistazo_server.errors import InvalidImageError
+from vistazo_server.preprocess import Preprocessor, PreprocessSpec, ResizeMode
+
+
+def preprocessor(*, side=8, resize=None, channels=3, mode=ResizeMode.SHORTEST_EDGE, max_pixels=1_000_000):
+    spec = PreprocessSpec(
+        height=side,
+        width=side,
+        channels=channels,
+        resize_mode=mode,
+        resize_size=resize or side,
+        interpolation=Image.Resampling.BILINEAR,
+    )
+    return Preprocessor(spec, max_pixels=max_pixels)
+
+
+def encode(image, image_format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def gradient():
+    """40×30 pixels whose left is dark and whose top is red: every flip and turn shows."""
+    across = np.linspace(0, 255, 40, dtype=np.uint8)
+    down = np.linspace(255, 0, 30, dtype=np.uint8)
+    pixels = np.zeros((30, 40, 3), dtype=np.uint8)
+    pixels[:, :, 1] = across
+    pixels[:, :, 0] = down[:, None]
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "WEBP"])
+def test_lossless_formats_give_the_same_pixels(gradient, image_format):
+    options = {"lossless": True} if image_format == "WEBP" else {}
+
+    result = preprocessor().decode(encode(gradient, image_format, **options))
+
+    assert result.shape == (8, 8, 3)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, preprocessor().fit(np.asarray(gradient)))
+
+
+def test_pixels_of_the_models_own_shape_pass_untouched():
+    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+
+    assert preprocessor().fit(pixels) is pixels
+
+
+def test_the_shorter_edge_is_resized_and_the_centre_cropped(gradient):
+    result = preprocessor(side=10, resize=30).decode(encode(gradient))
+
+    np.testing.assert_array_equal(result, np.asarray(gradient)[10:20, 15:25])
+
+
+def test_stretching_keeps_the_edges_of_the_image(gradient):
+    result = preprocessor(mode=ResizeMode.STRETCH).decode(encode(gradient))
+
+    np.testing.assert_array_equal(result, np.asarray(gradient.resize((8, 8), Image.Resampling.BILINEAR)))
+
+
+def test_an_image_smaller_than_the_crop_is_padded_with_zeros():
+    result = preprocessor(side=8, resize=4).fit(np.full((4, 4, 3), 255, dtype=np.uint8))
+
+    assert result[2:6, 2:6].min() == 255
+    assert result.sum() == 255 * 4 * 4 * 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_shown_upright(gradient, orientation):
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = gradient.transpose(turns[orientation]) if orientation > 1 else gradient
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    result = preprocessor().decode(encode(stored, exif=exif))
+
+    np.testing.assert_array_equal(result, preprocessor().decode(encode(gradient)))
+
+
+@pytest.mark.parametrize(
+    ("channels", "colour", "expected"), [(1, (255, 0, 0), [76]), (3, (10, 20, 30), [10, 20, 30])]
+)
+def test_colour_is_converted_to_the_models_channels(channels, colour, expected):
+    result = preprocessor(channels=channels).decode(encode(Image.new("RGB", (8, 8), colour)))
+
+    assert result.shape == (8, 8, channels)
+    assert result[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (8, 8), 90), [90, 90, 90]),
+        (Image.new("LA", (8, 8), (90, 10)), [90, 90, 90]),
+        (Image.new("1", (8, 8), 1), [255, 255, 255]),
+        (Image.new("RGBA", (8, 8), (1, 2, 3, 0)), [1, 2, 3]),
+        (Image.fromarray(np.full((8, 8), 0x80FF, dtype=np.uint16)), [0x80, 0x80, 0x80]),
+    ],
+    ids=["grey", "grey with alpha", "bilevel", "transparent", "16-bit grey"],
+)
+def test_every_png_mode_becomes_rgb(image, expected):
+    result = preprocessor().decode(encode(image))
+
+    assert result[4, 4].tolist() == expected
+
+
+def test_a_palette_with_transparency_keeps_its_colours():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+
+    result = preprocessor().decode(encode(image, transparency=bytes([255, 0])))
+
+    assert result[4, 4].tolist() == [200, 100, 50]
+
+
+def test_cmyk_jpegs_become_rgb():
+    result = preprocessor().decode(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+
+    assert result[4, 4, 0] > 200
+    assert result[4, 4, 1] < 50
+
+
+def animation(image_format):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    return encode(frames[0], image_format, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (b"", "got 0 bytes"),
+        (b"this is text named .jpg", "expected a JPEG, PNG, WebP or BMP file, got 23 bytes"),
+        (encode(Image.new("RGB", (8, 8)), "GIF"), "expected a JPEG, PNG, WebP or BMP"),
+        (animation("PNG"), "animation of 2 frames"),
+        (animation("WEBP"), "animation of 2 frames"),
+        (encode(Image.effect_noise((200, 200), 50), "JPEG")[:3000], "cannot be decoded: .*truncated"),
+        (encode(Image.effect_noise((200, 200), 50), "PNG")[:3000], "cannot be decoded"),
+        (encode(Image.new("RGB", (1200, 1000))), r"at most 1 megapixels, got 1200×1000 \(1.2"),
+        (encode(Image.new("RGB", (1, 200_000))), "after resizing, 8×1600000"),
+    ],
+    ids=["empty", "text", "gif", "apng", "webp", "cut jpeg", "cut png", "too large", "long strip"],
+)
+def test_what_cannot_be_used_is_refused_with_the_reason(encoded, message):
+    with pytest.raises(InvalidImageError, match=message):
+        preprocessor().decode(encoded)
+
+
+def test_a_bomb_is_refused_before_a_pixel_is_decoded():
+    # A header that claims 60,000×60,000 pixels, with no pixel behind it: decoding would fail otherwise.
+    bomb = bytearray(encode(Image.new("1", (8, 8))))
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = __import__("zlib").crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+
+    with pytest.raises(InvalidImageError, match=r"60000×60000 \(3600.0 megapixels\)"):
+        preprocessor().decode(bytes(bomb))
