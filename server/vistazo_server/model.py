@@ -12,7 +12,7 @@ import onnxruntime as ort
 import structlog
 from numpy.typing import NDArray
 
-from vistazo_server.errors import ModelLoadError
+from vistazo_server.errors import ModelLoadError, StartupError
 from vistazo_server.latency import LatencyModel
 from vistazo_server.manifest import ModelSpec
 
@@ -39,11 +39,19 @@ class OnnxModel:
     """
 
     def __init__(
-        self, path: Path, spec: ModelSpec, *, device: Device, threads: int, max_batch_size: int
+        self,
+        path: Path,
+        spec: ModelSpec,
+        *,
+        device: Device,
+        allow_cpu_fallback: bool,
+        threads: int,
+        max_batch_size: int,
     ) -> None:
         self._path = path
         self._spec = spec
         self._threads = threads
+        self._allow_cpu_fallback = allow_cpu_fallback
         self.max_batch_size = max_batch_size
         self._session: ort.InferenceSession | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{spec.name}")
@@ -76,6 +84,21 @@ class OnnxModel:
         self._warm_up()
 
     def _start_session(self) -> ort.InferenceSession:
+        session = self._create_session()
+        # ONNX Runtime falls back to the CPU without a word (microsoft/onnxruntime#23372).
+        provider = session.get_providers()[0]
+        if provider == _PROVIDER[self.device]:
+            return session
+        if not self._allow_cpu_fallback:
+            raise ModelLoadError(
+                f"the device {self.device} did not start, ONNX Runtime took {provider}: look for missing CUDA or "
+                "cuDNN libraries, or allow the CPU with --allow-cpu-fallback"
+            )
+        log.warning("device_fallback", model=self._spec.name, wanted=self.device, got="cpu")
+        self.device = "cpu"
+        return self._create_session()
+
+    def _create_session(self) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads if self.device == "cpu" else 1
         options.inter_op_num_threads = 1
@@ -86,15 +109,11 @@ class OnnxModel:
         if self.device == "cuda":
             providers.insert(0, (_PROVIDER["cuda"], _CUDA_OPTIONS))
         try:
-            session = ort.InferenceSession(str(self._path), options, providers=providers)
+            return ort.InferenceSession(str(self._path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ModelLoadError(
                 f"{self._path} is not a model that ONNX Runtime can run: {_one_line(error)}"
             ) from error
-        # ONNX Runtime falls back to the CPU without a word (microsoft/onnxruntime#23372).
-        if session.get_providers()[0] != _PROVIDER[self.device]:
-            raise ModelLoadError(f"the device {self.device} did not start: got {session.get_providers()[0]}")
-        return session
 
     def _check_signature(self, session: ort.InferenceSession) -> None:
         spec = self._spec
@@ -140,7 +159,7 @@ class OnnxModel:
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"], *, allow_cpu_fallback: bool) -> Device:
-    """Return the device to load models on. Raises ModelLoadError when CUDA is wanted and not offered."""
+    """Return the device to load models on. Raises StartupError when CUDA is wanted and not offered."""
     if wanted == "cpu":
         return "cpu"
     if _PROVIDER["cuda"] in ort.get_available_providers():
@@ -149,9 +168,9 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], *, allow_cpu_fallback:
         return "cuda"
     if wanted == "auto" or allow_cpu_fallback:
         return "cpu"
-    raise ModelLoadError(
-        "device cuda: this ONNX Runtime has no CUDA; pip install 'vistazo[server-gpu]' "
-        "in an environment without the package onnxruntime, or allow the CPU with --allow-cpu-fallback"
+    raise StartupError(
+        "--device cuda: this ONNX Runtime has no CUDA; pip install 'vistazo[server-gpu]' in an environment "
+        "without the package onnxruntime, or allow the CPU with --allow-cpu-fallback"
     )
 
 

@@ -32,7 +32,7 @@ from vistazo_server.classification import ClassificationServicer
 from vistazo_server.classifier import Classifier, PreprocessPool
 from vistazo_server.cpu import cpu_budget
 from vistazo_server.device import DeviceScheduler
-from vistazo_server.errors import ModelLoadError, StartupError
+from vistazo_server.errors import StartupError
 from vistazo_server.interceptors import RpcInterceptor
 from vistazo_server.manifest import ModelSpec
 from vistazo_server.metrics import Metrics, ModelMetrics
@@ -104,7 +104,7 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
 
     async with AsyncExitStack() as stack:
         metrics_port = _start_metrics(settings.metrics_listen, metrics.registry, stack)
-        device = _device(settings)
+        device = choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
         metrics.set_build_info(onnxruntime=onnxruntime.__version__, device=device)
         budget = cpu_budget()
         pool = PreprocessPool(threads=settings.preprocess_threads or budget, limit=settings.queue_limit)
@@ -195,6 +195,7 @@ async def _open_model(
         path,
         spec,
         device=device,
+        allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
         threads=threads,
         max_batch_size=min(settings.max_batch_size or default, spec.max_batch_size),
     )
@@ -238,13 +239,6 @@ async def _open_model(
             device=model.device,
             latencies=model.latency.table,
         )
-
-
-def _device(settings: Settings) -> Device:
-    try:
-        return choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
-    except ModelLoadError as error:
-        raise StartupError(str(error)) from error
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
