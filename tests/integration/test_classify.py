@@ -21,7 +21,9 @@ async def test_an_encoded_image_gets_the_probabilities_that_its_pixels_mean(mode
         response = await server.classify(encoded(file(plain(120, 110, 100, height=40, width=30))))
 
     (result,) = response.results
-    assert probabilities(result) == pytest.approx(dict(zip(LABELS, softmax(12, 11, 10), strict=True)), abs=1e-6)
+    assert probabilities(result) == pytest.approx(
+        dict(zip(LABELS, softmax(12, 11, 10), strict=True)), abs=1e-6
+    )
     assert [prediction.index for prediction in result.predictions.predictions] == [0, 1, 2]
 
 
@@ -306,9 +308,13 @@ def ask(name: str, *images: pb.Image, **fields) -> pb.ClassifyStreamRequest:
 
 async def test_each_answer_of_a_stream_carries_the_id_of_its_request(models):
     colours = {"red": RED, "green": GREEN, "blue": BLUE}
-    asked = [(f"{number}-{name}", colours[name]) for number, name in zip(range(300), itertools.cycle(colours))]
+    asked = [
+        (f"{number}-{name}", colours[name]) for number, name in zip(range(300), itertools.cycle(colours))
+    ]
     async with serving(models) as server:
-        call = server.stub.ClassifyStream(iter([ask(name, raw(pixels)) for name, pixels in asked]), timeout=30)
+        call = server.stub.ClassifyStream(
+            iter([ask(name, raw(pixels)) for name, pixels in asked]), timeout=30
+        )
         answers = {answer.id: labels(answer.response.results[0])[0] async for answer in call}
 
     # 300: more than the server works on at once.

@@ -71,7 +71,15 @@ def png_claiming(width: int, height: int) -> bytes:
 def interlaced_png(pixels: NDArray[np.uint8]) -> bytes:
     """Return an Adam7-interlaced PNG of uint8 H×W×3 pixels. Pillow reads these but does not write them."""
     height, width, _ = pixels.shape
-    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    passes = (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    )
     rows = bytearray()
     for left, top, across, down in passes:
         part = pixels[top::down, left::across]

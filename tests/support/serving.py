@@ -34,7 +34,9 @@ class Serving:
     def address(self) -> str:
         return f"127.0.0.1:{self.server.port}"
 
-    async def classify(self, *images: pb.Image, timeout: float | None = PATIENCE_SECONDS, **fields: Any) -> Any:  # noqa: ASYNC109  grpc's own
+    async def classify(
+        self, *images: pb.Image, timeout: float | None = PATIENCE_SECONDS, **fields: Any
+    ) -> Any:  # noqa: ASYNC109  grpc's own
         """Return the response to a request of `images`."""
         return await self.stub.Classify(pb.ClassifyRequest(images=images, **fields), timeout=timeout)
 
@@ -105,9 +107,7 @@ async def until(condition: Callable[[], bool], *, what: str = "the condition") -
 def raw(pixels: np.ndarray) -> pb.Image:
     """Return uint8 H×W×C pixels as a request's image."""
     height, width, channels = pixels.shape
-    return pb.Image(
-        raw=pb.RawPixels(data=pixels.tobytes(), height=height, width=width, channels=channels)
-    )
+    return pb.Image(raw=pb.RawPixels(data=pixels.tobytes(), height=height, width=width, channels=channels))
 
 
 def encoded(data: bytes) -> pb.Image:
