@@ -29,7 +29,7 @@ from typing import Any, Final, Protocol, Self
 import structlog
 from numpy.typing import NDArray
 
-from vistazo_server.device import DeviceScheduler
+from vistazo_server.device import DeviceScheduler, Run
 from vistazo_server.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
@@ -41,8 +41,23 @@ from vistazo_server.errors import (
 from vistazo_server.latency import LatencyModel
 
 Array = NDArray[Any]
-RunBatch = Callable[[Sequence[Array]], Awaitable[Sequence[Array]]]
-"""Samples in, one row for each out, in their order. May raise anything: the batch has then failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What the engine did with a batch."""
+
+    rows: Sequence[Array]
+    """One for each sample, in their order."""
+    began: float
+    """In the clock's time."""
+    seconds: float
+
+
+RunBatch = Callable[[Callable[[], Sequence[Array]]], Awaitable[Ran]]
+"""Runs one batch. The engine calls its argument for the samples at the moment it begins, from any thread:
+only then is it settled who still wants an answer. With no samples left it returns no rows. It may raise
+anything: the batch has then failed."""
 
 # A batch held back for companions starts this share of its predicted time before it would have to: runs
 # vary by a few per cent, and an answer on the very deadline is late.
@@ -83,7 +98,7 @@ class PendingRequest:
     answer: asyncio.Future[Answer]
     rows: list[Array | None]
     dispatched: int = 0
-    """Samples that left the queue in a batch."""
+    """Samples that left the queue for a batch."""
     answered: int = 0
     """Samples whose row has come."""
     started_at: float | None = None
@@ -126,7 +141,7 @@ class _Part:
             Answer(
                 rows=[row for row in request.rows if row is not None],
                 batch_size=request.batch_size,
-                queue_seconds=(request.started_at or request.enqueued_at) - request.enqueued_at,
+                queue_seconds=max((request.started_at or 0.0) - request.enqueued_at, 0.0),
                 compute_seconds=request.compute_seconds,
             )
         )
@@ -137,7 +152,22 @@ class _Batch:
     parts: list[_Part] = field(default_factory=list)
     size: int = 0
 
-    def samples(self) -> list[Array]:
+    def add(self, part: _Part) -> None:
+        self.parts.append(part)
+        self.size += part.size
+
+    def settle(self, now: float) -> Sequence[Array]:
+        """Return the samples that are still wanted; called by the engine as it begins.
+
+        A batch may wait behind another; nobody who was cancelled or expired meanwhile costs a run.
+        """
+        self.parts = [
+            part for part in self.parts if not part.request.answer.done() and part.request.deadline > now
+        ]
+        self.size = sum(part.size for part in self.parts)
+        for part in self.parts:
+            if part.request.started_at is None:
+                part.request.started_at = now
         return [sample for part in self.parts for sample in part.samples]
 
 
@@ -247,8 +277,10 @@ class DynamicBatcher:
         timer = None if deadline == math.inf else loop.call_later(deadline - now, self._expire, request)
         self._queue[request] = None
         self._in_flight.add(request)
+        was_empty, was_full = self._queued_samples == 0, self.has_full_batch()
         self._queued_samples += len(samples)
-        self._device.notify()
+        if was_empty or (self.has_full_batch() and not was_full):
+            self._device.notify()
         try:
             return await request.answer
         finally:
@@ -265,7 +297,7 @@ class DynamicBatcher:
         oldest = next(iter(self._queue), None)
         if oldest is None:
             return math.inf
-        if self._queue_delay == 0.0 or self._closing or self._queued_samples >= self.max_batch_size:
+        if self._queue_delay == 0.0 or self._closing or self.has_full_batch():
             return -math.inf
         # A delay that would cost somebody the deadline ends early.
         needed = self.latency.seconds(self._queued_samples) * (1 + DELAY_SLACK)
@@ -280,83 +312,74 @@ class DynamicBatcher:
         """Return the predicted seconds of device time that the queue stands for."""
         return self._device_seconds(self._queued_samples)
 
-    async def run_next(self) -> None:
-        """Form the next batch, run it, and give each member its rows."""
-        batch = self._form()
-        if not batch.parts:
-            return
-        started = self._clock()
-        self._device.expect(busy_until=started + self.latency.seconds(batch.size))
-        try:
-            rows = await self._rows_of(batch.samples())
-        except Exception as error:
-            log.warning("batch_failed", batch_size=batch.size, requests=len(batch.parts), exc_info=error)
-            await self._retry_one_by_one(batch)
-            return
-        seconds = self._clock() - started
-        self._ran(batch.size, seconds)
-        at = 0
-        for part in batch.parts:
-            part.deliver(rows[at : at + part.size], batch_size=batch.size, seconds=seconds)
-            at += part.size
+    def has_full_batch(self) -> bool:
+        """Return whether as many samples wait as one batch takes."""
+        return self._queued_samples >= self.max_batch_size
 
-    def _form(self) -> _Batch:
-        """Take the next batch from the queue: oldest first, and only who can still make it."""
-        now = self._clock()
+    def next_run(self, *, begins_at: float) -> Run | None:
+        """Take the next batch, which begins at `begins_at`: oldest first, and only who can make it."""
         batch = _Batch()
         tightest = math.inf
         for request in list(itertools.islice(self._queue, self.max_batch_size)):
-            if now + self._device_seconds(request.waiting) > request.deadline:
-                self._drop(request, now)
+            if begins_at + self._device_seconds(request.waiting) > request.deadline:
+                self._drop(request)
                 continue
             size = min(batch.size + request.waiting, self.max_batch_size)
             tightest = min(tightest, request.deadline)
             # Nobody's promise is broken to make the batch larger; who is left goes next.
-            if batch.parts and now + self.latency.seconds(size) > tightest:
+            if batch.parts and begins_at + self.latency.seconds(size) > tightest:
                 break
-            self._take(request, size - batch.size, batch, now)
+            self._take(request, size - batch.size, batch)
             if batch.size == self.max_batch_size:
                 break
-        return batch
+        if not batch.parts:
+            return None
+        return Run(seconds=self.latency.seconds(batch.size), work=self._run(batch))
 
-    def _take(self, request: PendingRequest, count: int, batch: _Batch, now: float) -> None:
-        batch.parts.append(_Part(request, request.dispatched, request.dispatched + count))
-        batch.size += count
-        if request.started_at is None:
-            request.started_at = now
+    def _take(self, request: PendingRequest, count: int, batch: _Batch) -> None:
+        batch.add(_Part(request, request.dispatched, request.dispatched + count))
         request.dispatched += count
         self._queued_samples -= count
         if request.waiting == 0:
             del self._queue[request]
 
-    async def _rows_of(self, samples: Sequence[Array]) -> Sequence[Array]:
-        rows = await self._run_batch(samples)
-        if len(rows) != len(samples):
-            raise RuntimeError(f"the engine returned {len(rows)} rows for {len(samples)} samples")
-        return rows
+    async def _run(self, batch: _Batch) -> None:
+        """Run a batch and give each member its rows."""
+        try:
+            ran = await self._ran(batch)
+        except Exception as error:
+            log.warning("batch_failed", batch_size=batch.size, requests=len(batch.parts), exc_info=error)
+            await self._retry_one_by_one(batch)
+            return
+        at = 0
+        for part in batch.parts:
+            part.deliver(ran.rows[at : at + part.size], batch_size=batch.size, seconds=ran.seconds)
+            at += part.size
+
+    async def _ran(self, batch: _Batch) -> Ran:
+        ran = await self._run_batch(lambda: batch.settle(self._clock()))
+        if len(ran.rows) != batch.size:
+            raise RuntimeError(f"the engine returned {len(ran.rows)} rows for {batch.size} samples")
+        if batch.size:
+            self.latency.observe(batch.size, ran.seconds)
+            if self._observer is not None:
+                self._observer.batch_ran(batch_size=batch.size, seconds=ran.seconds)
+        return ran
 
     async def _retry_one_by_one(self, batch: _Batch) -> None:
         """Find out who of a failed batch can be answered: each member alone, once."""
         for part in batch.parts:
-            if part.request.answer.done():
-                continue
-            started = self._clock()
+            alone = _Batch([part], part.size)
             try:
-                rows = await self._rows_of(part.samples)
+                ran = await self._ran(alone)
             except Exception as error:
                 log.exception("request_failed", samples=part.size)
                 failure = InferenceError("the engine failed on this request; the server's log has the reason")
                 failure.__cause__ = error
                 self._fail(part.request, failure)
                 continue
-            seconds = self._clock() - started
-            self._ran(part.size, seconds)
-            part.deliver(rows, batch_size=part.size, seconds=seconds)
-
-    def _ran(self, batch_size: int, seconds: float) -> None:
-        self.latency.observe(batch_size, seconds)
-        if self._observer is not None:
-            self._observer.batch_ran(batch_size=batch_size, seconds=seconds)
+            if alone.size:
+                part.deliver(ran.rows, batch_size=part.size, seconds=ran.seconds)
 
     def _device_seconds(self, samples: int) -> float:
         full, rest = divmod(samples, self.max_batch_size)
@@ -366,8 +389,8 @@ class DynamicBatcher:
         waited = self._clock() - request.enqueued_at
         self._fail(request, DeadlineExceededError(f"the deadline passed after {waited:.3f} s in the queue"))
 
-    def _drop(self, request: PendingRequest, now: float) -> None:
-        left, needed = request.deadline - now, self._device_seconds(request.waiting)
+    def _drop(self, request: PendingRequest) -> None:
+        left, needed = request.deadline - self._clock(), self._device_seconds(request.waiting)
         self._fail(
             request,
             DeadlineExceededError(

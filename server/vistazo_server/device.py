@@ -1,10 +1,13 @@
-"""DeviceScheduler: one batch at a time on a device that several models share, earliest deadline first."""
+"""DeviceScheduler: batches on a device that several models share, earliest deadline first."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import structlog
 
@@ -12,7 +15,20 @@ import structlog
 # wake up just as early again.
 TIMER_RESOLUTION: Final = 0.0005
 
+# One batch runs, and one is ready to follow without a gap. Deeper would only decide earlier who rides.
+PIPELINE_DEPTH: Final = 2
+
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A batch that was formed and is to be run."""
+
+    seconds: float
+    """Predicted."""
+    work: Coroutine[Any, Any, None]
+    """Runs it to its end, answers included."""
 
 
 class DeviceQueue(Protocol):
@@ -21,34 +37,43 @@ class DeviceQueue(Protocol):
     def ready_at(self) -> float:
         """Return when the next batch may start, in the clock's time; infinity when nothing waits."""
 
+    def has_full_batch(self) -> bool:
+        """Return whether waiting could not make the next batch larger."""
+
     def earliest_deadline(self) -> float:
         """Return the earliest deadline that waits."""
 
     def backlog(self) -> float:
         """Return the predicted seconds of device time that wait."""
 
-    async def run_next(self) -> None:
-        """Form the next batch and run it to its end."""
+    def next_run(self, *, begins_at: float) -> Run | None:
+        """Form a batch that is predicted to begin at `begins_at`; None when nobody could make it."""
 
 
 class DeviceScheduler:
-    """Runs the batches of all models of one device, one at a time. Use as `async with`.
+    """Decides which model's batch runs next on one device. Use as `async with`.
 
     With a scheduler for each model, models on one device slow one another down and starve whoever is
-    unlucky (the reason for TensorFlow Serving's SharedBatchScheduler). Here, whenever the device comes
-    free, the queue whose earliest promise is due first goes next. `clock` returns seconds and must run
-    like the event loop's own (`time.monotonic`, unless the loop's time is virtual).
+    unlucky (the reason for TensorFlow Serving's SharedBatchScheduler). Here the queue whose earliest promise
+    is due first goes next. While a batch runs, the next one is formed ahead if it is full; one that could
+    still grow is formed when the device comes free, so that late arrivals may join it.
+
+    `clock` returns seconds and must run like the event loop's own (`time.monotonic`, unless the loop's time
+    is virtual). The engine must run what it is given in the order given, one at a time.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._queues: list[DeviceQueue] = []
         self._changed = asyncio.Event()
-        self._busy_until: float | None = None
+        # Predicted seconds of the runs in flight, the running one first, and when that one began.
+        self._predicted: deque[float] = deque()
+        self._began = 0.0
+        self._runs: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="device-scheduler")
+        self._task = asyncio.create_task(self._schedule(), name="device-scheduler")
         return self
 
     async def __aexit__(
@@ -56,7 +81,7 @@ class DeviceScheduler:
     ) -> None:
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.gather(self._task, *self._runs, return_exceptions=True)
 
     def register(self, queue: DeviceQueue) -> None:
         """Add a model's queue."""
@@ -67,43 +92,75 @@ class DeviceScheduler:
         self._queues.remove(queue)
 
     def notify(self) -> None:
-        """Say that a queue has become ready, or may be ready earlier than it was."""
+        """Say that a queue has become ready or full, or may be ready earlier than it was."""
         self._changed.set()
-
-    def expect(self, *, busy_until: float) -> None:
-        """Say when the batch that is now being run is predicted to end."""
-        self._busy_until = busy_until
 
     def seconds_ahead(self, queue: DeviceQueue) -> float:
         """Return the predicted seconds before the device could begin with `queue`, were it the last served.
 
-        The time left of the running batch and the backlog of every other queue.
+        The time left of the runs in flight and the backlog of every other queue.
         """
-        residual = 0.0 if self._busy_until is None else max(self._busy_until - self._clock(), 0.0)
-        return residual + sum(other.backlog() for other in self._queues if other is not queue)
+        return self._residual() + sum(other.backlog() for other in self._queues if other is not queue)
 
-    async def _run(self) -> None:
+    def _residual(self) -> float:
+        """Return the predicted seconds until the runs in flight have ended."""
+        if not self._predicted:
+            return 0.0
+        running, *following = self._predicted
+        return max(self._began + running - self._clock(), 0.0) + sum(following)
+
+    async def _schedule(self) -> None:
         while True:
-            now = self._clock()
-            ready = [queue for queue in self._queues if queue.ready_at() <= now + TIMER_RESOLUTION]
-            if not ready:
+            queue = self._choose()
+            if queue is None:
                 await self._wait_for_change()
                 continue
-            chosen = min(ready, key=lambda queue: queue.earliest_deadline())
-            try:
-                await chosen.run_next()
-            except Exception:
-                log.exception("batch_loop_failed")
-            self._busy_until = None
+            run = queue.next_run(begins_at=self._clock() + self._residual())
+            if run is not None:
+                self._start(run)
+                # Let it hand its batch to the engine before the next is looked for.
+                await asyncio.sleep(0)
+
+    def _start(self, run: Run) -> None:
+        if not self._predicted:
+            self._began = self._clock()
+        self._predicted.append(run.seconds)
+        task = asyncio.create_task(self._watch(run))
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+
+    def _choose(self) -> DeviceQueue | None:
+        if len(self._predicted) >= PIPELINE_DEPTH:
+            return None
+        due = self._clock() + TIMER_RESOLUTION
+        ready = [queue for queue in self._queues if queue.ready_at() <= due]
+        if not ready:
+            return None
+        chosen = min(ready, key=lambda queue: queue.earliest_deadline()) if len(ready) > 1 else ready[0]
+        return None if self._predicted and not chosen.has_full_batch() else chosen
+
+    async def _watch(self, run: Run) -> None:
+        try:
+            await run.work
+        except Exception:
+            # A bug in one queue must not stop the device for all.
+            log.exception("run_failed")
+        finally:
+            # The engine keeps the order, so the one that ended is the first, and its follower begins now.
+            self._predicted.popleft()
+            self._began = self._clock()
+            self._changed.set()
 
     async def _wait_for_change(self) -> None:
-        until = min((queue.ready_at() for queue in self._queues), default=float("inf"))
+        until = min((queue.ready_at() for queue in self._queues), default=math.inf)
         self._changed.clear()
-        if until == float("inf"):
+        # While runs are in flight, their end wakes this up; a queue that is already due wakes nothing.
+        wait = math.inf if self._predicted else until - self._clock()
+        if wait == math.inf:
             await self._changed.wait()
             return
         try:
-            async with asyncio.timeout(until - self._clock()):
+            async with asyncio.timeout(wait):
                 await self._changed.wait()
         except TimeoutError:
             pass

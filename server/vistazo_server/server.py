@@ -5,6 +5,7 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +110,21 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         budget = cpu_budget()
         pool = PreprocessPool(threads=settings.preprocess_threads or budget, limit=settings.queue_limit)
         stack.callback(pool.close)
+        engine = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        stack.callback(engine.shutdown)
         scheduler = await stack.enter_async_context(DeviceScheduler())
         repository = await stack.enter_async_context(
             ModelRepository(
                 settings.models,
                 load_model=functools.partial(
-                    _open_model, settings, device, settings.threads or budget, metrics, pool, scheduler
+                    _open_model,
+                    settings,
+                    device,
+                    settings.threads or budget,
+                    metrics,
+                    pool,
+                    engine,
+                    scheduler,
                 ),
                 on_state=on_state,
             )
@@ -183,6 +193,7 @@ async def _open_model(
     threads: int,
     metrics: Metrics,
     pool: PreprocessPool,
+    engine: ThreadPoolExecutor,
     scheduler: DeviceScheduler,
     path: Path,
     spec: ModelSpec,
@@ -194,6 +205,7 @@ async def _open_model(
     model = OnnxModel(
         path,
         spec,
+        engine=engine,
         device=device,
         allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
         threads=threads,

@@ -1,19 +1,19 @@
 """A fake engine in virtual time, and a batcher on it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vistazo_server.batcher import DynamicBatcher
+from vistazo_server.batcher import DynamicBatcher, Ran
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.latency import LatencyModel
 
 
 class FakeEngine:
-    """Returns each sample plus 1000 as its row, so that a row that reached the wrong caller shows.
+    """Runs one batch at a time, in order. Returns each sample plus 1000 as its row, so that a row that reached the wrong caller shows.
 
     A run takes `seconds` (and `seconds_per_sample` for each sample) of the loop's time. A batch with a
     sample in `poison` fails. Keeps what it was asked: `batches` of sample values, and when each began.
@@ -25,15 +25,22 @@ class FakeEngine:
         self.poison: set[int] = set()
         self.batches: list[list[int]] = []
         self.began: list[float] = []
+        self._turn = asyncio.Lock()
 
-    async def run(self, samples: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.int64]]:
-        values = [int(sample[0]) for sample in samples]
-        self.batches.append(values)
-        self.began.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(self.seconds + self.seconds_per_sample * len(samples))
+    async def run(self, take: Callable[[], Sequence[NDArray[np.int64]]]) -> Ran:
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            began = loop.time()
+            samples = take()
+            if not samples:
+                return Ran(rows=(), began=began, seconds=0.0)
+            values = [int(sample[0]) for sample in samples]
+            self.batches.append(values)
+            self.began.append(began)
+            await asyncio.sleep(self.seconds + self.seconds_per_sample * len(samples))
         if self.poison & set(values):
             raise RuntimeError("the engine broke on a poisoned sample")
-        return [sample + 1000 for sample in samples]
+        return Ran(rows=[sample + 1000 for sample in samples], began=began, seconds=loop.time() - began)
 
     def latency(self, sizes: Sequence[int] = (1, 2, 4, 8)) -> LatencyModel:
         """Return a model that knows this engine's times."""

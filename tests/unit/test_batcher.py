@@ -1,13 +1,14 @@
 """DynamicBatcher in virtual time: nothing sleeps, every moment is exact."""
 
 import asyncio
+import dataclasses
 import math
 
 import pytest
 
 from support.engine import FakeEngine, batching, sample
 from vistazo_server.batcher import Answer, DynamicBatcher
-from vistazo_server.device import DeviceScheduler
+from vistazo_server.device import DeviceScheduler, Run
 from vistazo_server.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
@@ -257,8 +258,9 @@ async def test_the_members_of_a_failed_batch_are_retried_alone_and_only_the_guil
 async def test_an_engine_that_returns_too_few_rows_fails_the_batch_instead_of_stranding_somebody():
     engine = FakeEngine()
 
-    async def forgetful(samples):
-        return (await engine.run(samples))[:1]
+    async def forgetful(take):
+        ran = await engine.run(take)
+        return dataclasses.replace(ran, rows=ran.rows[:1])
 
     clock = asyncio.get_running_loop().time
     async with (
@@ -347,8 +349,14 @@ async def test_a_queue_that_breaks_does_not_stop_the_device_for_the_others(caplo
         def backlog(self):
             return 0.0
 
-        async def run_next(self):
+        def has_full_batch(self):
+            return False
+
+        def next_run(self, *, begins_at):
             self.asked = True
+            return Run(seconds=1.0, work=self.break_down())
+
+        async def break_down(self):
             raise RuntimeError("a bug")
 
     engine = FakeEngine()
@@ -362,3 +370,53 @@ async def test_a_queue_that_breaks_does_not_stop_the_device_for_the_others(caplo
 
     assert broken.asked
     assert values(answer) == [1001]
+
+
+async def test_a_full_batch_is_formed_ahead_and_follows_without_a_gap():
+    engine = FakeEngine()
+    async with batching(engine, max_batch_size=2, latency=engine.latency()) as batcher:
+        tasks = [ask(batcher, 0)]
+        await asyncio.sleep(0.5)
+        tasks += [ask(batcher, value) for value in (1, 2, 3)]
+        await until_queued(batcher, 1)  # 1 and 2 are a full batch; 3 may still find company
+        await asyncio.sleep(0.1)
+        tasks.append(ask(batcher, 4))
+        await asyncio.gather(*tasks)
+
+    assert engine.batches == [[0], [1, 2], [3, 4]]
+    assert engine.began == [pytest.approx(moment) for moment in (0.0, 1.0, 2.0)]
+
+
+async def test_who_leaves_a_batch_that_was_formed_ahead_costs_no_run():
+    engine = FakeEngine()
+    async with batching(engine, max_batch_size=2) as batcher:
+        running = ask(batcher, 0)
+        await asyncio.sleep(0.5)
+        leaver, stayer = ask(batcher, 1), ask(batcher, 2)
+        await asyncio.sleep(0.1)
+        assert batcher.queued_samples == 0
+        leaver.cancel()
+        await asyncio.gather(running, stayer)
+        for size in (1, 2):
+            batcher.latency.set(size, 0.0)  # admits what will then be late
+        gone = [ask(batcher, 3)]
+        await asyncio.sleep(0.5)
+        gone += [ask(batcher, 4, deadline=now() + 0.1), ask(batcher, 5, deadline=now() + 0.1)]
+        results = await asyncio.gather(*gone, return_exceptions=True)
+
+    assert engine.batches == [[0], [2], [3]]
+    assert [type(result) for result in results[1:]] == [DeadlineExceededError] * 2
+
+
+async def test_the_prediction_counts_a_batch_that_was_formed_ahead():
+    engine = FakeEngine(seconds=1.0)
+    async with batching(engine, max_batch_size=2, latency=engine.latency()) as batcher:
+        tasks = [ask(batcher, 0)]
+        await asyncio.sleep(0.25)
+        tasks += [ask(batcher, 1), ask(batcher, 2)]
+        await asyncio.sleep(0.1)
+        assert batcher.queued_samples == 0
+        predicted = batcher.predicted_seconds(1)
+        await asyncio.gather(*tasks)
+
+    assert predicted == pytest.approx(0.65 + 1.0 + 1.0)

@@ -126,4 +126,4 @@ def test_the_fake_engine_fails_on_poison():
     engine = FakeEngine()
     engine.poison = {3}
     with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner, pytest.raises(RuntimeError):
-        runner.run(engine.run([sample(3)]))
+        runner.run(engine.run(lambda: [sample(3)]))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+
 from vistazo_server.metrics import Metrics
 from vistazo_server.settings import Settings
 
