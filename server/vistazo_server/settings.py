@@ -11,7 +11,7 @@ class Settings(BaseSettings):
     """Settings of `vistazo serve`: a flag wins over its VISTAZO_* variable, that over the default."""
 
     model_config = SettingsConfigDict(
-        env_prefix="VISTAZO_", use_attribute_docstrings=True, frozen=True, extra="forbid"
+        env_prefix="VISTAZO_", use_attribute_docstrings=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
     models: Path = Path("models")
