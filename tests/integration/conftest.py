@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from support.tiny import tiny_model, write_model
 
 # One run of this model takes about a fifth of a second: long enough to look at what waits meanwhile.

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
+
 from support import quadrants
 from support.images import AS_STORED, animation, file, interlaced_png, picture, png_claiming, turned
 from support.serving import encoded, labels, probabilities, raw, serving, softmax

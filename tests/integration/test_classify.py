@@ -5,6 +5,7 @@ import itertools
 
 import grpc
 import pytest
+
 from support.images import file
 from support.serving import encoded, labels, probabilities, pushback, raw, serving, softmax, until
 from support.tiny import LABELS, SIDE, plain, tiny_manifest, tiny_model, write_model
@@ -13,7 +14,7 @@ from vistazo_proto import classification_pb2 as pb
 RED, GREEN, BLUE = plain(200, 20, 10), plain(10, 200, 20), plain(20, 10, 200)
 
 
-# Classify: the answer
+# Classify, the answer
 
 
 async def test_an_encoded_image_gets_the_probabilities_that_its_pixels_mean(models):
@@ -88,7 +89,7 @@ async def test_requests_that_come_while_the_engine_is_busy_leave_in_one_batch(sl
     assert [labels(response.results[0])[0] for response in responses] == ["red", "green", "blue", "red"]
 
 
-# Classify: the defaults
+# Classify, what is left out
 
 
 async def test_without_a_model_name_the_only_model_answers(models):
@@ -161,7 +162,7 @@ async def test_a_top_k_of_none_or_of_more_than_the_classes_is_refused(models, to
     assert failed.value.details() == f"top_k: expected 1 to 3, the number of classes, got {top_k}"
 
 
-# Classify: what is wrong
+# Classify, when something is wrong
 
 
 async def test_a_bad_image_among_many_fails_alone(models):
@@ -230,13 +231,13 @@ async def test_a_message_larger_than_allowed_is_refused_and_the_next_is_answered
         assert labels((await server.classify(raw(RED))).results[0])[0] == "red"
 
 
-# Classify: load and deadlines
+# Classify, under load and against deadlines
 
 
 async def test_a_deadline_that_cannot_be_kept_is_answered_before_the_slow_model_is_done(slow_models):
     async with serving(slow_models, max_batch_size=1) as server:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await server.classify(raw(RED), timeout=0.05)
+            await server.classify(raw(RED), deadline=0.05)
         ran = server.sample("vistazo_inference_samples_total", model="tiny", version="1")
 
     if failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -251,7 +252,7 @@ async def test_a_request_that_would_wait_past_its_deadline_is_refused_with_a_tim
         waiting = [asyncio.create_task(server.classify(raw(RED))) for _ in range(8)]
         await until(lambda: server.queued() >= 6)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await server.classify(raw(RED), timeout=0.5)
+            await server.classify(raw(RED), deadline=0.5)
         for task in waiting:
             task.cancel()
 
@@ -280,9 +281,9 @@ async def test_a_full_queue_refuses_with_a_time_to_retry_and_keeps_what_it_has(s
 async def test_a_caller_without_a_deadline_gets_the_servers(models):
     async with serving(models, default_deadline_ms=0.001) as server:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await server.classify(raw(RED), timeout=None)
+            await server.classify(raw(RED), deadline=None)
         assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert labels((await server.classify(raw(RED), timeout=30)).results[0])[0] == "red"
+        assert labels((await server.classify(raw(RED), deadline=30)).results[0])[0] == "red"
 
 
 async def test_a_cancelled_caller_frees_its_place_in_the_queue_at_once(slow_models):
@@ -372,6 +373,8 @@ async def test_a_request_of_a_stream_that_is_refused_for_load_says_when_to_retry
         call = server.stub.ClassifyStream(timeout=30)
         await call.write(ask("runs", raw(RED)))
         await until(lambda: server.in_flight() == 1 and server.queued() == 0)
+        await call.write(ask("follows", raw(RED)))  # formed into the next batch already
+        await until(lambda: server.in_flight() == 2 and server.queued() == 0)
         await call.write(ask("waits", raw(RED)))
         await until(lambda: server.queued() == 1)
         await call.write(ask("refused", raw(RED)))

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_server.server import RunningServer, running
@@ -35,10 +36,10 @@ class Serving:
         return f"127.0.0.1:{self.server.port}"
 
     async def classify(
-        self, *images: pb.Image, timeout: float | None = PATIENCE_SECONDS, **fields: Any
-    ) -> Any:  # noqa: ASYNC109  grpc's own
+        self, *images: pb.Image, deadline: float | None = PATIENCE_SECONDS, **fields: Any
+    ) -> Any:
         """Return the response to a request of `images`."""
-        return await self.stub.Classify(pb.ClassifyRequest(images=images, **fields), timeout=timeout)
+        return await self.stub.Classify(pb.ClassifyRequest(images=images, **fields), timeout=deadline)
 
     async def health_of(self, service: str = "") -> str:
         """Return the name of a service's health."""
@@ -98,7 +99,7 @@ async def until(condition: Callable[[], bool], *, what: str = "the condition") -
     """Return once `condition()` holds; fail when it never does."""
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not condition():  # noqa: ASYNC110  nothing to wait on: it is about another's state
+            while not condition():
                 await asyncio.sleep(0.002)
     except TimeoutError:
         raise AssertionError(f"{what} did not come true in {PATIENCE_SECONDS:g} s") from None
