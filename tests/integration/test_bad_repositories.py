@@ -275,10 +275,8 @@ async def test_a_port_in_use_is_one_clear_line(models, taken_port):
         async with running(settings_for(models, listen=f"127.0.0.1:{taken_port}")):
             pass
 
-    assert str(failed.value) == (
-        f"cannot listen on 127.0.0.1:{taken_port}: it is in use or not an address of this machine; "
-        "choose another with --listen"
-    )
+    message = rf"cannot listen on 127\.0\.0\.1:{taken_port}: .*in use.*; choose another with --listen"
+    assert re.fullmatch(message, str(failed.value))
 
 
 async def test_a_second_server_on_the_same_port_is_refused_and_the_first_goes_on(models):
@@ -327,7 +325,7 @@ def test_the_command_with_a_port_in_use_exits_1_with_one_line(models, taken_port
     done = vistazo("serve", "--models", models, "--listen", f"127.0.0.1:{taken_port}", "--metrics-listen", "")
 
     assert done.returncode == 1
-    assert one_error_line(done.stderr).startswith(f"cannot listen on 127.0.0.1:{taken_port}: it is in use")
+    assert one_error_line(done.stderr).startswith(f"cannot listen on 127.0.0.1:{taken_port}: ")
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
