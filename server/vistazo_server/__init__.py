@@ -9,7 +9,8 @@ The path of a request, downwards only:
     preprocess       image bytes → uint8 H×W×C
     batcher          DynamicBatcher: admission, bounded queue, batch forming, scatter
     device           DeviceScheduler: one batch at a time on a device, earliest deadline first
-    model            OnnxModel: the ONNX Runtime session
+    model            OnnxModel: one network on its device's engine thread
+    session          ONNX Runtime's device, threads and memory
 
 `server` builds all this from `settings`; `repository` finds and loads the models, each described by its
 `manifest`, known to callers through the `catalog`.

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
@@ -13,24 +14,29 @@ import structlog
 from numpy.typing import NDArray
 
 from vistazo_server.batcher import Ran
-from vistazo_server.errors import ModelLoadError, StartupError
+from vistazo_server.errors import ModelLoadError
 from vistazo_server.latency import LatencyModel
 from vistazo_server.manifest import ModelSpec
+from vistazo_server.session import PROVIDER, Device, create_session
 
 log = structlog.get_logger(__name__)
 
-Device = Literal["cpu", "cuda"]
+# Timed runs of each batch size at warm-up; the shortest counts.
+_WARM_UP_ROUNDS: Final = 3
 
-_PROVIDER: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_LONGEST_CPU_RUN_SECONDS: Final = 0.25
 
-# cuDNN's exhaustive search times every algorithm for each new shape, 0.3 to 1.3 s a time, and a dynamic
-# batcher makes new shapes all day; the heuristic picks nearly as well at once (PaddleOCR#5057).
-_CUDA_OPTIONS: Final = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+# What is gained by less than this share is not worth the wait.
+KNEE_SHARE: Final = 0.05
 
-# Runs of one batch size at warm-up: enough for a stable minimum, but a slow network must not hold up the
-# start.
-_WARM_UP_RUNS: Final = 5
-_WARM_UP_SECONDS: Final = 0.5
+
+@dataclass(frozen=True, slots=True)
+class BatchCeiling:
+    """How large a batch may be."""
+
+    samples: int
+    is_fixed: bool
+    """True: batches up to this size. False: up to the knee of the latency table, which may be lower."""
 
 
 class OnnxModel:
@@ -52,18 +58,18 @@ class OnnxModel:
         device: Device,
         allow_cpu_fallback: bool,
         threads: int,
-        max_batch_size: int,
+        batch_ceiling: BatchCeiling,
     ) -> None:
         self._path = path
         self._spec = spec
         self._threads = threads
         self._allow_cpu_fallback = allow_cpu_fallback
-        self.max_batch_size = max_batch_size
         self._session: ort.InferenceSession | None = None
         self._engine = engine
-        shape = (max_batch_size, spec.preprocess.height, spec.preprocess.width, spec.preprocess.channels)
-        # Every batch is put together here: no allocation on the hot path.
-        self._buffer: NDArray[np.uint8] = np.zeros(shape, dtype=np.uint8)
+        self._batch_ceiling = batch_ceiling
+        self._sample_shape = (spec.preprocess.height, spec.preprocess.width, spec.preprocess.channels)
+        self._buffer: NDArray[np.uint8] = np.zeros((0, *self._sample_shape), dtype=np.uint8)
+        self.max_batch_size = batch_ceiling.samples
         self.device: Device = device
         self.latency = LatencyModel()
 
@@ -93,10 +99,10 @@ class OnnxModel:
         self._warm_up()
 
     def _start_session(self) -> ort.InferenceSession:
-        session = self._create_session()
+        session = create_session(self._path, device=self.device, threads=self._threads)
         # ONNX Runtime falls back to the CPU without a word (microsoft/onnxruntime#23372).
         provider = session.get_providers()[0]
-        if provider == _PROVIDER[self.device]:
+        if provider == PROVIDER[self.device]:
             return session
         if not self._allow_cpu_fallback:
             raise ModelLoadError(
@@ -105,24 +111,7 @@ class OnnxModel:
             )
         log.warning("device_fallback", model=self._spec.name, wanted=self.device, got="cpu")
         self.device = "cpu"
-        return self._create_session()
-
-    def _create_session(self) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads if self.device == "cpu" else 1
-        options.inter_op_num_threads = 1
-        # Threads that spin while they wait for work take the CPU from decoding and from gRPC.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        providers: list[Any] = [_PROVIDER["cpu"]]
-        if self.device == "cuda":
-            providers.insert(0, (_PROVIDER["cuda"], _CUDA_OPTIONS))
-        try:
-            return ort.InferenceSession(str(self._path), options, providers=providers)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ModelLoadError(
-                f"{self._path} is not a model that ONNX Runtime can run: {_one_line(error)}"
-            ) from error
+        return create_session(self._path, device=self.device, threads=self._threads)
 
     def _check_signature(self, session: ort.InferenceSession) -> None:
         spec = self._spec
@@ -138,55 +127,62 @@ class OnnxModel:
             )
 
     def _warm_up(self) -> None:
-        """Run and time every batch bucket, the largest first so that the arena is sized once."""
-        sample = np.zeros(self._buffer.shape[1:], dtype=np.uint8)
-        for size in reversed(batch_buckets(self.max_batch_size)):
-            best, spent = float("inf"), 0.0
-            for _ in range(1 + _WARM_UP_RUNS):
-                started = time.perf_counter()
-                try:
-                    rows = self._run([sample] * size)
-                except Exception as error:
-                    raise ModelLoadError(f"{self._path} fails at batch {size}: {_one_line(error)}") from error
-                seconds = time.perf_counter() - started
-                best, spent = min(best, seconds), spent + seconds
-                if spent > _WARM_UP_SECONDS:
-                    break
-            if np.shape(rows) != (size, len(self._spec.labels)):
-                raise ModelLoadError(f"{self._path} answers batch {size} with shape {np.shape(rows)}")
-            self.latency.set(size, best)
+        """Measure batch sizes, and choose the largest that will be run where that was left open."""
+        sizes = self._sizes_to_measure()
+        for _ in range(_WARM_UP_ROUNDS):
+            # Round by round, not size by size: a neighbour's busy second then spoils no size's figure.
+            for size in sizes:
+                self.latency.set(size, min(self._run_zeros(size), self.latency.seconds(size)))
+        if not self._batch_ceiling.is_fixed:
+            self.max_batch_size = knee(self.latency.table())
+        # Every batch is put together here: no allocation on the hot path.
+        self._buffer = np.zeros((self.max_batch_size, *self._sample_shape), dtype=np.uint8)
+
+    def _sizes_to_measure(self) -> list[int]:
+        """Run each batch size that may be served a first time, which is not timed well, and return them."""
+        buckets = batch_buckets(self._batch_ceiling.samples)
+        if self._batch_ceiling.is_fixed or self.device == "cuda":
+            for size in reversed(buckets):  # the largest first: the arena is sized once
+                self.latency.set(size, self._run_zeros(size))
+            return buckets
+        # On the CPU a batch is hardly faster than its samples one by one, and the large ones cost seconds
+        # of start-up and hundreds of megabytes of arena. What runs this long would only keep others waiting.
+        for at, size in enumerate(buckets):
+            seconds = self._run_zeros(size)
+            self.latency.set(size, seconds)
+            if seconds > _LONGEST_CPU_RUN_SECONDS:
+                return buckets[: at + 1]
+        return buckets
+
+    def _run_zeros(self, size: int) -> float:
+        """Return the seconds of one run of `size` black images. Raises ModelLoadError."""
+        batch = np.zeros((size, *self._sample_shape), dtype=np.uint8)
+        started = time.monotonic()
+        try:
+            rows = self._run(batch)
+        except Exception as error:
+            raise ModelLoadError(f"{self._path} fails at batch {size}: {_one_line(error)}") from error
+        if rows.shape != (size, len(self._spec.labels)):
+            raise ModelLoadError(f"{self._path} answers batch {size} with shape {rows.shape}")
+        return time.monotonic() - started
 
     def _run_taken(self, take: Callable[[], Sequence[NDArray[Any]]]) -> Ran:
         began = time.monotonic()
         samples = take()
-        rows = self._run(samples) if samples else ()
-        return Ran(rows=rows, began=began, seconds=time.monotonic() - began)
-
-    def _run(self, samples: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        if self._session is None:
-            raise RuntimeError("the model is not loaded")
+        if not samples:
+            return Ran(rows=(), began=began, seconds=0.0)
         batch = self._buffer[: len(samples)]
         np.stack(samples, out=batch)
+        rows = self._run(batch)
+        return Ran(rows=list(rows), began=began, seconds=time.monotonic() - began)
+
+    def _run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._session is None:
+            raise RuntimeError("the model is not loaded")
         rows: NDArray[np.float32] = self._session.run(
             [self._spec.output_tensor], {self._spec.input_tensor: batch}
         )[0]
-        return list(rows)
-
-
-def choose_device(wanted: Literal["auto", "cpu", "cuda"], *, allow_cpu_fallback: bool) -> Device:
-    """Return the device to load models on. Raises StartupError when CUDA is wanted and not offered."""
-    if wanted == "cpu":
-        return "cpu"
-    if _PROVIDER["cuda"] in ort.get_available_providers():
-        # Finds the CUDA and cuDNN libraries of the nvidia-* wheels, or those that torch brought.
-        ort.preload_dlls()
-        return "cuda"
-    if wanted == "auto" or allow_cpu_fallback:
-        return "cpu"
-    raise StartupError(
-        "--device cuda: this ONNX Runtime has no CUDA; pip install 'vistazo[server-gpu]' in an environment "
-        "without the package onnxruntime, or allow the CPU with --allow-cpu-fallback"
-    )
+        return rows
 
 
 def batch_buckets(max_batch_size: int) -> list[int]:
@@ -195,6 +191,15 @@ def batch_buckets(max_batch_size: int) -> list[int]:
     while sizes[-1] * 2 < max_batch_size:
         sizes.append(sizes[-1] * 2)
     return sizes if max_batch_size == 1 else [*sizes, max_batch_size]
+
+
+def knee(table: Mapping[int, float]) -> int:
+    """Return the smallest batch size that reaches 95 % of the best throughput in a latency table.
+
+    Beyond it, callers wait longer and nobody is served more.
+    """
+    best = max(size / seconds for size, seconds in table.items())
+    return min(size for size, seconds in table.items() if size / seconds >= best * (1 - KNEE_SHARE))
 
 
 def _one_line(error: Exception) -> str:

@@ -37,9 +37,10 @@ from vistazo_server.errors import StartupError
 from vistazo_server.interceptors import RpcInterceptor
 from vistazo_server.manifest import ModelSpec
 from vistazo_server.metrics import Metrics, ModelMetrics
-from vistazo_server.model import Device, OnnxModel, choose_device
+from vistazo_server.model import BatchCeiling, OnnxModel
 from vistazo_server.preprocess import Preprocessor
 from vistazo_server.repository import LoadedModel, ModelRepository
+from vistazo_server.session import Device, choose_device
 from vistazo_server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -47,9 +48,6 @@ log = structlog.get_logger(__name__)
 CLASSIFICATION_SERVICE: Final = classification_pb2.DESCRIPTOR.services_by_name[
     "ClassificationService"
 ].full_name
-
-# On the CPU a larger batch gains little: convolutions already fill the cores at one image.
-CPU_MAX_BATCH_SIZE: Final = 8
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -201,7 +199,7 @@ async def _open_model(
 ) -> AsyncIterator[LoadedModel]:
     """Hold one model version, ready to answer; leaving finishes its requests and frees it."""
     started = time.perf_counter()
-    default = CPU_MAX_BATCH_SIZE if device == "cpu" else spec.max_batch_size
+    wanted = settings.max_batch_size or spec.max_batch_size
     model = OnnxModel(
         path,
         spec,
@@ -209,7 +207,7 @@ async def _open_model(
         device=device,
         allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
         threads=threads,
-        max_batch_size=min(settings.max_batch_size or default, spec.max_batch_size),
+        batch_ceiling=BatchCeiling(min(wanted, spec.max_batch_size), is_fixed=settings.max_batch_size > 0),
     )
     model_metrics = ModelMetrics(metrics, spec.name, version)
     async with AsyncExitStack() as stack:
