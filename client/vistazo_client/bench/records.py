@@ -109,17 +109,17 @@ def steady_rate(ended: FloatArray, start: float, end: float, *, pause_within: fl
 
     Answers of one batch come together, and a window that cuts a batch in two would be wrong by up to a
     batch at either end: a third of the figure for a slow network and a short segment. So it is counted
-    from pause to pause: the longest within `pause_within` seconds of either end.
+    from pause to pause: the outermost long ones within `pause_within` seconds of either end.
     """
     plain = float(np.count_nonzero((ended >= start) & (ended <= end))) / (end - start)
-    within = min(pause_within, (end - start) / 4)
+    within = min(pause_within, (end - start) / 2)
     gaps = np.append(np.diff(ended), np.inf)
     first = np.flatnonzero((ended >= start) & (ended <= start + within))
     last = np.flatnonzero((ended >= end - within) & (ended <= end))
     if len(first) == 0 or len(last) == 0:
         return plain
-    begin = first[int(np.argmax(gaps[first]))]
-    finish = last[int(np.argmax(gaps[last]))]
+    begin = first[gaps[first] >= gaps[first].max() / 2][0]
+    finish = last[gaps[last] >= gaps[last].max() / 2][-1]
     seconds = float(ended[finish] - ended[begin])
     return float(finish - begin) / seconds if seconds > 0 else plain
 

@@ -24,8 +24,8 @@ from vistazo_client.bench.records import (
 )
 from vistazo_client.bench.worker import Worker
 
-# Of each latency series, for the plot.
-SERIES_VALUES: Final = 20_000
+# Of each segment's latencies, for the plot.
+SERIES_VALUES: Final = 4000
 
 # Longest that a counted load may take; it ends by its count.
 COUNT_SECONDS: Final = 120.0
@@ -166,7 +166,8 @@ class Rig:
         if payload is not None:
             self.checked += len(recording.samples)
             self.wrong += wrong_answers(payload, recording.samples)
-        latency = recording.latency[recording.status == OK]
-        kept = np.concatenate([self.series.get(name, np.empty(0)), latency])
-        # Evenly, over all rounds: the shape is what is plotted.
-        self.series[name] = kept[:: -(-len(kept) // SERIES_VALUES)] if len(kept) else kept
+        latency = np.sort(recording.latency[recording.status == OK])
+        if len(latency) > SERIES_VALUES:
+            # Evenly over its ranks: the shape is what is plotted.
+            latency = latency[np.linspace(0, len(latency) - 1, SERIES_VALUES).astype(int)]
+        self.series[name] = np.concatenate([self.series.get(name, np.empty(0)), latency])

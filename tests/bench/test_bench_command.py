@@ -1,0 +1,123 @@
+"""The command against a real server on a tiny repository: that it runs, cleans up and reports."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from support.tiny import write_model
+from vistazo_client.bench.cli import bench_command
+from vistazo_client.bench.int8 import held_out_digits
+
+RUN = "from vistazo_client.bench.cli import bench_command; bench_command()"
+
+
+def run(*arguments):
+    return subprocess.run(  # a process of its own: it starts others, and must end them
+        [sys.executable, "-c", RUN, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def last_line(done):
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def children_left():
+    """Return the processes of this test's session that were started by a benchmark and live on."""
+    left = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_text()
+            environment = (process / "environ").read_text()
+        except OSError:
+            continue
+        if f"BENCH_TEST={os.getpid()}" in environment:
+            left.append(command)
+    return left
+
+
+@pytest.fixture
+def repository(tmp_path):
+    write_model(tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def marked(monkeypatch):
+    monkeypatch.setenv("BENCH_TEST", str(os.getpid()))
+
+
+def test_a_closed_loop_has_its_limits_beside_it_and_leaves_nothing_running(repository, tmp_path, marked):
+    done = run(
+        *("--models", repository, "--concurrency", 3, "--duration", 0.2, "--warmup", 0.05, "--rounds", 2),
+        *("--input", "jpeg", "--images-per-request", 2, "--output", tmp_path / "result.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = last_line(done)
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    assert {name.rpartition(": ")[2] for name in figures} == {
+        *("throughput", "p50", "p90", "p99", "of a bare grpc.aio echo"),
+        "of what raw throughput and decode time allow",
+        *(name.rpartition(": ")[2] for name in figures if "ONNX Runtime alone" in name),
+    }
+    assert all(figure["measured"] > 0 for figure in figures.values())
+    assert result["answers_wrong"] == 0
+    assert result["scenario"] == "closed loop"
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert children_left() == []
+
+
+def test_an_open_loop_and_a_search_report_their_rates(repository):
+    common = ("--models", repository, "--duration", 0.3, "--warmup", 0.05, "--rounds", 1)
+    opened = run(*common, "--rate", 40, "--deadline-ms", 5000)
+    assert opened.returncode == 0, opened.stderr
+    names = {figure["name"]: figure["measured"] for figure in last_line(opened)["figures"]}
+    assert names["tiny, 40 requests/s: answered in time"] == 100
+    searched = run(*common, "--search", "--p99-ms", 5000)
+    assert searched.returncode == 0, searched.stderr
+    rate = last_line(searched)["figures"][0]
+    assert rate["measured"] > 0
+    assert all({"rate", "kept", "p99_seconds"} <= set(probe) for probe in rate["detail"]["probes"])
+
+
+def test_a_server_that_cannot_start_is_an_error_in_one_line(tmp_path, marked):
+    (tmp_path / "empty").mkdir()
+    done = run("--models", tmp_path / "empty", "--duration", 0.1)
+    assert done.returncode != 0
+    assert "vistazo serve did not start" in done.stderr
+    assert children_left() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--server HOST:PORT or --models DIR"),
+        (("--server", "http://x"), "expected the server's address as HOST:PORT"),
+        (("--models", ".", "--search"), "--search needs --p99-ms"),
+        (("--models", ".", "--rate", "3", "--standard"), "only one of"),
+        (("--models", ".", "--deadline-ms", "3"), "--deadline-ms goes with --rate"),
+        (("standard",), "give it --models"),
+        (("standard", "--server", "127.0.0.1:1", "--models", "."), "not --server"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(arguments, said):
+    result = CliRunner().invoke(bench_command, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_the_digits_are_the_ones_that_training_held_out():
+    from vistazo_export.digits import held_out
+
+    images, labels = held_out_digits()
+    assert np.array_equal(images, held_out().images)
+    assert np.array_equal(labels, held_out().labels)
