@@ -1,6 +1,7 @@
 """Around every RPC: error → status, metrics, access log. The only place where a status is set."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from vistazo_server.classifier import DEADLINE_TOLERANCE
 from vistazo_server.codec import pushback_ms
 from vistazo_server.errors import ServingError
 from vistazo_server.metrics import Metrics
@@ -55,13 +57,19 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
+            behaviour = handler.stream_stream or handler.unary_stream
 
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+            async def generate(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
                 async with rpc.around(context):
                     async for response in behaviour(request, context):
                         yield response
 
-            behaviour = handler.stream_stream or handler.unary_stream
+            async def write(request: Any, context: Context) -> None:  # noqa: ANN401
+                async with rpc.around(context):
+                    await behaviour(request, context)
+
+            # A handler may yield its responses or, as the health service does, write them itself.
+            stream = generate if inspect.isasyncgenfunction(behaviour) else write
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
@@ -139,6 +147,6 @@ async def _abort(context: Context, error: ServingError) -> None:
 
 def _code_of_cancellation(context: Context) -> grpc.StatusCode:
     remaining = cast("float | None", context.time_remaining())  # the stubs forget the None
-    if remaining is not None and remaining <= 0:
+    if remaining is not None and remaining < DEADLINE_TOLERANCE:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vistazo_server.errors import InvalidImageError
 
@@ -29,6 +29,16 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
 Image.MAX_IMAGE_PIXELS = None
 
 _EXIF_ORIENTATION: Final = 0x0112
+# What turns an image stored in this orientation upright (Exif 2.32, tag 0x0112).
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MODE: Final = {1: "L", 3: "RGB"}
 
 
@@ -109,7 +119,9 @@ class Preprocessor:
         return self._fit(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels))
 
     def _check_still_and_small(self, image: Image.Image) -> None:
-        frames = getattr(image, "n_frames", 1)
+        # Phones put a second picture (depth, HDR gain) behind the JPEG, which Pillow then calls MPO. The
+        # first is the photograph.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames != 1:
             raise InvalidImageError(f"expected a still image, got an animation of {frames} frames")
         self._check_pixels(image.width, image.height)
@@ -123,9 +135,13 @@ class Preprocessor:
 
     @staticmethod
     def _upright(image: Image.Image) -> Image.Image:
-        # The lookup alone is much cheaper than exif_transpose, which copies every image.
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        return image if orientation == 1 else ImageOps.exif_transpose(image)
+        # Not ImageOps.exif_transpose: it also rewrites the EXIF, and fails on what cameras put there.
+        try:
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+        except Exception:  # noqa: BLE001  Pillow's reader promises nothing for garbled EXIF; the pixels are fine
+            return image
+        transpose = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return image if transpose is None else image.transpose(transpose)
 
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
         spec = self._spec

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -267,16 +268,20 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
 
 
 def _bind(grpc_server: grpc.aio.Server, address: str) -> int:
+    """Return the port that the server was bound to. Raises StartupError."""
+    host, _, port = address.rpartition(":")
     try:
-        port = grpc_server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise StartupError(
-            f"cannot listen on {address}: it is in use or not an address of this machine; "
-            "choose another with --listen"
-        )
-    return port
+        # grpc's core would write its own account of a failure to stderr; asked first, it never comes to that.
+        for family, kind, protocol, _, target in socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(target)
+        return grpc_server.add_insecure_port(address)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "grpc could not bind it"
+        raise StartupError(f"cannot listen on {address}: {reason}; choose another with --listen") from error
 
 
 def _start_metrics(address: str, registry: CollectorRegistry, stack: AsyncExitStack) -> int | None:
