@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from support.images import file
-from support.serving import encoded, labels, probabilities, pushback, raw, serving, softmax, until
+from support.serving import encoded, labels, occupy, probabilities, pushback, raw, serving, softmax, until
 from support.tiny import LABELS, SIDE, plain, tiny_manifest, tiny_model, write_model
 from vistazo_proto import classification_pb2 as pb
 
@@ -78,8 +78,9 @@ async def test_the_batch_size_is_that_of_the_largest_batch_that_the_request_rode
     assert (five.batch_size, three.batch_size) == (4, 3)
 
 
-async def test_requests_that_come_while_the_engine_is_busy_leave_in_one_batch(slow_models):
-    async with serving(slow_models, max_batch_size=3) as server:
+async def test_requests_that_come_while_the_engine_is_busy_leave_in_one_batch(tmp_path):
+    write_model(tmp_path, model=tiny_model(cost=300))
+    async with serving(tmp_path, max_batch_size=3) as server:
         first = asyncio.create_task(server.classify(raw(RED)))
         await until(lambda: server.in_flight() == 1 and server.queued() == 0)
         rest = [asyncio.create_task(server.classify(raw(pixels))) for pixels in (GREEN, BLUE, RED)]
@@ -263,19 +264,17 @@ async def test_a_request_that_would_wait_past_its_deadline_is_refused_with_a_tim
 
 async def test_a_full_queue_refuses_with_a_time_to_retry_and_keeps_what_it_has(slow_models):
     async with serving(slow_models, max_batch_size=1, queue_limit=2) as server:
-        running = asyncio.create_task(server.classify(raw(RED)))
-        await until(lambda: server.in_flight() == 1 and server.queued() == 0)
-        # The first of these is formed into the batch that follows the running one.
-        waiting = [asyncio.create_task(server.classify(raw(pixels))) for pixels in (GREEN, BLUE, RED)]
+        running = await occupy(server, raw(RED))
+        waiting = [asyncio.create_task(server.classify(raw(pixels))) for pixels in (GREEN, BLUE)]
         await until(lambda: server.queued() == 2)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await server.classify(raw(RED))
-        responses = await asyncio.gather(running, *waiting)
+        responses = await asyncio.gather(*running, *waiting)
 
     assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert failed.value.details() == "2 samples wait, 1 more would pass the limit of 2"
     assert 1 <= pushback(failed.value) < 60_000
-    assert [labels(response.results[0])[0] for response in responses] == ["red", "green", "blue", "red"]
+    assert [labels(response.results[0])[0] for response in responses] == ["red", "red", "green", "blue"]
 
 
 async def test_a_caller_without_a_deadline_gets_the_servers(models):
@@ -288,17 +287,16 @@ async def test_a_caller_without_a_deadline_gets_the_servers(models):
 
 async def test_a_cancelled_caller_frees_its_place_in_the_queue_at_once(slow_models):
     async with serving(slow_models, max_batch_size=1) as server:
-        running = asyncio.create_task(server.classify(raw(RED)))
-        await until(lambda: server.in_flight() == 1 and server.queued() == 0)
+        running = await occupy(server, raw(RED))
         waiting = asyncio.create_task(server.classify(*[raw(RED)] * 5))
-        await until(lambda: server.queued() == 4)  # the fifth is in the batch that follows
+        await until(lambda: server.queued() == 5)
         waiting.cancel()
         await until(lambda: server.queued() == 0)
-        assert not running.done()
-        await running
+        assert not running[-1].done()
+        await asyncio.gather(*running)
         ran = server.sample("vistazo_inference_samples_total", model="tiny", version="1")
 
-    assert ran == 1
+    assert ran == 2
 
 
 # ClassifyStream
@@ -400,14 +398,14 @@ async def test_a_cancelled_stream_leaves_nothing_behind_and_other_callers_their_
         await server.health_of()
         tasks = len(asyncio.all_tasks())
         call = server.stub.ClassifyStream(timeout=30)
-        for number in range(6):
+        for number in range(12):
             await call.write(ask(str(number), raw(RED)))
-        await until(lambda: server.queued() == 4)  # one runs, one is formed to follow
+        await until(lambda: server.in_flight() == 12)
         other = asyncio.create_task(server.classify(raw(GREEN)))
-        await until(lambda: server.queued() == 5)
+        await until(lambda: server.in_flight() == 13)
         call.cancel()
 
-        await until(lambda: server.queued() <= 1, what="the cancelled requests left the queue")
+        await until(lambda: server.in_flight() <= 1, what="the cancelled requests left")
         assert labels((await other).results[0])[0] == "green"
         await until(lambda: server.in_flight() == 0)
         await until(lambda: len(asyncio.all_tasks()) <= tasks, what="the stream's tasks ended")

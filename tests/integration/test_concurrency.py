@@ -1,4 +1,4 @@
-"""Many callers at once, some of whom go away: everyone else gets their own answer, and nothing is left over."""
+"""Many callers at once, some of whom go away: all others get their own answers and nothing is left over."""
 
 import asyncio
 import math

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.images import file
-from support.serving import encoded, raw, serving, settings_for, until
+from support.serving import encoded, occupy, raw, serving, settings_for, until
 from support.tiny import plain, write_model
 from vistazo_proto import classification_pb2 as pb
 from vistazo_server.server import running
@@ -159,15 +159,14 @@ async def test_requests_are_counted_by_how_they_ended(slow_models):
     settings = {"metrics_listen": "127.0.0.1:0", "max_batch_size": 1, "queue_limit": 1}
     async with serving(slow_models, **settings) as server:
         before = await scrape(server)
-        busy = asyncio.create_task(server.classify(RED))
-        await until(lambda: server.in_flight() == 1 and server.queued() == 0)
+        busy = await occupy(server, RED)
         waiting = asyncio.create_task(server.classify(RED))
         await until(lambda: server.queued() == 1)
         for _ in range(3):
             assert await status_of(server.classify(RED)) is grpc.StatusCode.RESOURCE_EXHAUSTED
         waiting.cancel()
         await until(lambda: server.queued() == 0)
-        await busy
+        await asyncio.gather(*busy)
         for bad in ({"top_k": 0}, {"top_k": 4}):
             assert await status_of(server.classify(RED, **bad)) is grpc.StatusCode.INVALID_ARGUMENT
         assert await status_of(server.classify(encoded(b"no"))) is grpc.StatusCode.INVALID_ARGUMENT
@@ -176,7 +175,7 @@ async def test_requests_are_counted_by_how_they_ended(slow_models):
 
     assert outcomes(before) == dict.fromkeys(outcomes(before), 0)
     assert outcomes(after) == {
-        "ok": 2,
+        "ok": 3,
         "invalid": 3,
         "rejected": 3,
         "deadline": 0,
@@ -184,19 +183,19 @@ async def test_requests_are_counted_by_how_they_ended(slow_models):
         "error": 0,
     }
     assert handled(after, "Classify") == {
-        "OK": 2,
+        "OK": 3,
         "INVALID_ARGUMENT": 3,
         "RESOURCE_EXHAUSTED": 3,
         "CANCELLED": 1,
     }
     assert of_model(after, "vistazo_image_decode_failures_total") == 1
-    assert of_model(after, "vistazo_inference_samples_total") == 2
+    assert of_model(after, "vistazo_inference_samples_total") == 3
     assert of_model(after, "vistazo_inference_queue_limit") == 1
     assert of_model(after, "vistazo_inference_queue_samples") == 0
     assert of_model(after, "vistazo_inference_in_flight_requests") == 0
-    assert of_model(after, "vistazo_inference_request_duration_seconds_count") == 2
+    assert of_model(after, "vistazo_inference_request_duration_seconds_count") == 3
     for stage in ("queue", "preprocess", "compute", "postprocess"):
-        assert of_model(after, "vistazo_inference_stage_duration_seconds_count", stage=stage) == 2
+        assert of_model(after, "vistazo_inference_stage_duration_seconds_count", stage=stage) == 3
 
 
 async def test_a_deadline_that_passed_at_the_door_is_counted_as_such(models):
@@ -214,7 +213,7 @@ async def test_a_deadline_that_passed_at_the_door_is_counted_as_such(models):
 async def test_a_deadline_that_passes_while_the_engine_runs_is_counted_as_such_not_as_cancelled(slow_models):
     async with serving(slow_models, metrics_listen="127.0.0.1:0", max_batch_size=1) as server:
         batcher = server.server.repository.get("tiny")._batcher
-        for _ in range(3):
+        for _ in range(5):
             # Taken for fast, so that it is admitted.
             batcher.latency.set(1, 0.001)
             code = await status_of(server.classify(RED, deadline=0.1))
@@ -224,8 +223,8 @@ async def test_a_deadline_that_passes_while_the_engine_runs_is_counted_as_such_n
             await server.classify(RED)
         series = await scrape(server)
 
-    assert {name: count for name, count in outcomes(series).items() if count} == {"ok": 3, "deadline": 3}
-    assert handled(series, "Classify") == {"OK": 3, "DEADLINE_EXCEEDED": 3}
+    assert {name: count for name, count in outcomes(series).items() if count} == {"ok": 5, "deadline": 5}
+    assert handled(series, "Classify") == {"OK": 5, "DEADLINE_EXCEEDED": 5}
 
 
 async def test_rpcs_are_counted_by_method_kind_and_code(models):

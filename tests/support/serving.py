@@ -95,6 +95,18 @@ async def serving(models: Path, *, wait: bool = True, **overrides: Any) -> Async
             )
 
 
+async def occupy(server: Serving, image: pb.Image) -> list[asyncio.Task[Any]]:
+    """Make the engine of a slow model busy, so that what comes next waits; return the requests that do it.
+
+    With batches of one: one request runs, the next is formed already. Only what comes then is in the queue.
+    """
+    requests = []
+    for number in (1, 2):
+        requests.append(asyncio.create_task(server.classify(image)))
+        await until(lambda number=number: server.in_flight() == number and server.queued() == 0)
+    return requests
+
+
 async def until(condition: Callable[[], bool], *, what: str = "the condition") -> None:
     """Return once `condition()` holds; fail when it never does."""
     try:
