@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any, Final, cast
 
 import grpc
@@ -97,7 +97,7 @@ class _Rpc:
         _, service, name = method.split("/", 2)
         kinds = {(False, False): "unary", (True, False): "client_stream", (False, True): "server_stream"}
         kind = kinds.get((handler.request_streaming, handler.response_streaming), "bidi_stream")
-        self._method = method
+        self.method = method
         self._labels = (kind, service, name)
         self._started = metrics.rpc_started.labels(*self._labels)
         self._seconds = metrics.rpc_seconds.labels(*self._labels)
@@ -105,34 +105,19 @@ class _Rpc:
         self._by_code: dict[grpc.StatusCode, Any] = {}
         self._count(grpc.StatusCode.OK, 0)
 
-    @asynccontextmanager
-    async def around(self, context: Context) -> AsyncIterator[None]:
-        """Run an RPC's behaviour inside: whatever it raises becomes a status."""
+    def around(self, context: Context) -> "_Call":
+        """Return what to run an RPC's behaviour inside: whatever it raises becomes a status."""
+        return _Call(self, context)
+
+    def began(self) -> None:
+        """Count an RPC that begins."""
         self._started.inc()
-        started = time.perf_counter()
-        code = grpc.StatusCode.OK
-        try:
-            yield
-        except ServingError as error:
-            code = error.code
-            log.info("request_failed", method=self._method, code=code.name, reason=str(error))
-            await _abort(context, error)
-        except asyncio.CancelledError:
-            # The caller went away, or its deadline passed while the handler ran.
-            code = _code_of_cancellation(context)
-            raise
-        except grpc.aio.AbortError:
-            code = _STATUS_OF_NUMBER.get(cast("int", context.code()), grpc.StatusCode.UNKNOWN)
-            raise
-        except Exception:
-            code = grpc.StatusCode.INTERNAL
-            log.exception("request_crashed", method=self._method)
-            await context.abort(code, "an error of the server; its log has the reason")
-        finally:
-            seconds = time.perf_counter() - started
-            self._count(code, 1)
-            self._seconds.observe(seconds)
-            log.debug("request", method=self._method, code=code.name, ms=round(seconds * 1000, 3))
+
+    def ended(self, code: grpc.StatusCode, seconds: float) -> None:
+        """Count, time and log an RPC that ended."""
+        self._count(code, 1)
+        self._seconds.observe(seconds)
+        log.debug("request", method=self.method, code=code.name, ms=round(seconds * 1000, 3))
 
     def _count(self, code: grpc.StatusCode, by: int) -> None:
         if code not in self._by_code:
@@ -140,13 +125,46 @@ class _Rpc:
         self._by_code[code].inc(by)
 
 
+class _Call:
+    """One RPC under way. A class, not a generator: entering and leaving is on every request's path."""
+
+    __slots__ = ("_context", "_rpc", "_started")
+
+    def __init__(self, rpc: _Rpc, context: Context) -> None:
+        self._rpc = rpc
+        self._context = context
+        self._started = time.perf_counter()
+
+    async def __aenter__(self) -> None:
+        self._rpc.began()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        code = grpc.StatusCode.OK if error is None else _code_of(error, self._context)
+        self._rpc.ended(code, time.perf_counter() - self._started)
+        if isinstance(error, ServingError):
+            log.info("request_failed", method=self._rpc.method, code=code.name, reason=str(error))
+            await _abort(self._context, error)
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            log.error("request_crashed", method=self._rpc.method, exc_info=error)
+            await self._context.abort(code, "an error of the server; its log has the reason")
+
+
+def _code_of(error: BaseException, context: Context) -> grpc.StatusCode:
+    """Return the status that an RPC ends with when its behaviour raised `error`."""
+    if isinstance(error, ServingError):
+        return error.code
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        # The caller went away, or its deadline passed while the handler ran.
+        remaining = cast("float | None", context.time_remaining())  # the stubs forget the None
+        late = remaining is not None and remaining < DEADLINE_TOLERANCE
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+    if isinstance(error, grpc.aio.AbortError):
+        return _STATUS_OF_NUMBER.get(cast("int", context.code()), grpc.StatusCode.UNKNOWN)
+    return grpc.StatusCode.INTERNAL
+
+
 async def _abort(context: Context, error: ServingError) -> None:
     trailers = () if error.retry_after is None else ((PUSHBACK_KEY, str(pushback_ms(error.retry_after))),)
     await context.abort(error.code, str(error)[:MAX_DETAIL_CHARACTERS], trailers)
-
-
-def _code_of_cancellation(context: Context) -> grpc.StatusCode:
-    remaining = cast("float | None", context.time_remaining())  # the stubs forget the None
-    if remaining is not None and remaining < DEADLINE_TOLERANCE:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-    return grpc.StatusCode.CANCELLED
