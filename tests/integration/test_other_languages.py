@@ -105,11 +105,11 @@ async def test_a_node_client_sees_the_status_and_the_message_of_a_bad_request(mo
 async def test_a_node_client_is_told_when_to_retry(slow_models, node_client, tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(file(plain(1, 2, 3), "JPEG"))
-    async with serving(slow_models, max_batch_size=1, queue_limit=20) as server:
+    async with serving(slow_models, max_batch_size=1, queue_limit=4) as server:
         busy = await occupy(server, raw(plain(1, 2, 3)))
-        # A long queue: Node takes a moment to start.
-        many = asyncio.create_task(server.classify(*[raw(plain(1, 2, 3))] * 60))
-        await until(lambda: server.queued() >= 50)
+        # More than the limit, which an empty queue takes: Node needs a moment to start.
+        many = asyncio.create_task(server.classify(*[raw(plain(1, 2, 3))] * 24))
+        await until(lambda: server.queued() >= 20)
         (refused,) = await classify(node_client, server.address, photo)
         many.cancel()
         await asyncio.gather(*busy)

@@ -9,7 +9,7 @@ const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 
 const [address, proto, include, model, ...files] = process.argv.slice(2);
-const definition = loader.loadSync(proto, { includeDirs: [include], keepCase: true, enums: String });
+const definition = loader.loadSync(proto, { includeDirs: [include], keepCase: true, defaults: true });
 const { ClassificationService } = grpc.loadPackageDefinition(definition).vistazo.v1;
 const client = new ClassificationService(address, grpc.credentials.createInsecure(), {
   "grpc.enable_http_proxy": 0,
