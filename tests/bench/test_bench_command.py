@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_an_open_loop_and_a_search_report_their_rates(repository):
     rate = last_line(searched)["figures"][0]
     assert rate["measured"] > 0
     assert all({"rate", "kept", "p99_seconds"} <= set(probe) for probe in rate["detail"]["probes"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_benchmark_takes_its_processes_with_it(repository, marked, number):
+    arguments = [sys.executable, "-c", RUN, "--models", str(repository), "--duration", "60"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "round 1" in line:
+                break
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert children_left() == []
 
 
 def test_a_server_that_cannot_start_is_an_error_in_one_line(tmp_path, marked):

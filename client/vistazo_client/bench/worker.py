@@ -11,13 +11,13 @@ import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast
 
 from vistazo_client.bench.errors import BenchError
 
-# An idle worker ends at once; one that is in a call is not waited for.
-END_SECONDS = 15.0
+# Longer than any target takes to close: a server may finish its requests first.
+END_SECONDS = 60.0
 
 
 class Closable(Protocol):
@@ -53,6 +53,8 @@ class Worker(Generic[_Target]):
         )
         self._process.start()
         other_end.close()
+        # It is building its target.
+        self._busy = True
 
     def __enter__(self) -> Self:
         try:
@@ -79,6 +81,7 @@ class Worker(Generic[_Target]):
         **named: _Params.kwargs,
     ) -> _Result:
         """Return what `method`, a method of the target's class, returns there, or raise what it raises."""
+        self._busy = True
         try:
             self._pipe.send((method, arguments, named))
         except OSError as error:
@@ -86,9 +89,11 @@ class Worker(Generic[_Target]):
         return cast("_Result", self._receive())
 
     def close(self) -> None:
-        """End the process: by closing its pipe, and if it does not listen, by force."""
+        """End the process: by closing its pipe, out of a call by SIGTERM, and in the end by force."""
         self._pipe.close()
-        self._process.join(END_SECONDS if self._process.exitcode is None else 0)
+        if self._busy:
+            self._process.terminate()
+        self._process.join(END_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -98,6 +103,7 @@ class Worker(Generic[_Target]):
             reply = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise BenchError(f"the process {self._process.name} ended unexpectedly") from error
+        self._busy = False
         if isinstance(reply, _Failure):
             raise reply.error or BenchError(reply.text)
         return reply
@@ -109,6 +115,7 @@ def _serve(
     """Run in the new process: answer calls until the pipe is closed."""
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit)
     try:
         target = factory(*arguments)
     except Exception as error:  # noqa: BLE001  the parent raises it
@@ -123,6 +130,12 @@ def _serve(
             except Exception as error:  # noqa: BLE001
                 reply = _failure(error)
             pipe.send(reply)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    """Leave the running call, so that the target is closed."""
+    del number, frame
+    raise SystemExit
 
 
 def _failure(error: Exception) -> _Failure:
