@@ -22,18 +22,17 @@ STREAM_REQUESTS_IN_FLIGHT: Final = 64
 class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
     """The API for people: images in, labelled predictions out."""
 
-    def __init__(self, repository: ModelRepository, *, max_images: int, default_deadline: float) -> None:
+    def __init__(self, repository: ModelRepository, *, max_images: int) -> None:
         self._repository = repository
         self._max_images = max_images
-        self._default_deadline = default_deadline
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802, D102  the .proto names and documents it
-        return await self._classify(request, self._deadline(context))
+        return await self._classify(request, _deadline(context))
 
     async def ClassifyStream(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
-        deadline = None if _time_remaining(context) is None else self._deadline(context)
+        deadline = _deadline(context)
         answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_REQUESTS_IN_FLIGHT)
 
@@ -73,7 +72,7 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
             raise InvalidRequestError("name: expected the name of a model, got none")
         return codec.encode_model(self._repository.entry(request.name, request.version))
 
-    async def _classify(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyResponse:
+    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> pb.ClassifyResponse:
         command = codec.decode_request(request, max_images=self._max_images)
         classifier = self._repository.get(command.model, command.version)
         classified = await classifier.classify(command.images, top_k=command.top_k, deadline=deadline)
@@ -84,19 +83,14 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
     ) -> pb.ClassifyStreamResponse:
         """Return the answer to one request of a stream, its error included."""
         try:
-            response = await self._classify(
-                request.request, time.monotonic() + self._default_deadline if deadline is None else deadline
-            )
+            response = await self._classify(request.request, deadline)
         except ServingError as error:
             return codec.encode_stream_error(request.id, error)
         return pb.ClassifyStreamResponse(id=request.id, response=response)
 
-    def _deadline(self, context: Context) -> float:
-        """Return the caller's deadline, or the default one, in time.monotonic's seconds."""
-        remaining = _time_remaining(context)
-        return time.monotonic() + (self._default_deadline if remaining is None else remaining)
 
-
-def _time_remaining(context: Context) -> float | None:
+def _deadline(context: Context) -> float | None:
+    """Return the caller's deadline in time.monotonic's seconds; None when it sent none."""
     # grpc gives None without a deadline; its stubs forget that.
-    return cast("float | None", context.time_remaining())
+    remaining = cast("float | None", context.time_remaining())
+    return None if remaining is None else time.monotonic() + remaining

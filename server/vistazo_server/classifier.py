@@ -115,6 +115,7 @@ class Classifier:
         pool: PreprocessPool,
         batcher: DynamicBatcher,
         metrics: ModelMetrics,
+        default_deadline: float,
     ) -> None:
         self.spec = spec
         self.version = version
@@ -122,16 +123,19 @@ class Classifier:
         self._pool = pool
         self._batcher = batcher
         self._metrics = metrics
+        self._default_deadline = default_deadline
 
     async def classify(
-        self, images: Sequence[ImageInput], *, top_k: int | None, deadline: float
+        self, images: Sequence[ImageInput], *, top_k: int | None, deadline: float | None
     ) -> Classified:
         """Return the `top_k` classes of each image (None: 5, or all when there are fewer).
 
-        `deadline` is in time.monotonic's seconds. A bad image fails alone, unless it is the only one.
-        Raises ServingError.
+        `deadline` is in time.monotonic's seconds; None: the model's default. A bad image fails alone,
+        unless it is the only one. Raises ServingError.
         """
         started = time.perf_counter()
+        if deadline is None:
+            deadline = time.monotonic() + self._default_deadline
         try:
             classified = await self._classify(images, self._checked_top_k(top_k), deadline)
         except asyncio.CancelledError:

@@ -145,6 +145,10 @@ class ModelMetrics:
         self._batches.inc()
         self._batch_size.observe(batch_size)
 
+    def loaded(self, *, seconds: float) -> None:
+        """Say how long verification, loading and warm-up took."""
+        self._metrics.model_load_seconds.labels(*self._labels).set(seconds)
+
     def request_ended(self, outcome: str) -> None:
         """Count a request; `outcome` is one of OUTCOMES."""
         self._outcomes[outcome].inc()

@@ -31,12 +31,23 @@ KNEE_SHARE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class BatchCeiling:
-    """How large a batch may be."""
+class BatchLimit:
+    """How large a batch may be, in samples."""
 
-    samples: int
+    ceiling: int
     is_fixed: bool
-    """True: batches up to this size. False: up to the knee of the latency table, which may be lower."""
+    """True: batches up to the ceiling. False: as large as the latency table says is worth it."""
+    slo: float = 0.0
+    """Seconds in which a request should be answered: a batch may take half, as a request may have to wait for
+    one before it rides in the next. 0: no objective."""
+
+    def choose(self, table: Mapping[int, float]) -> int:
+        """Return the largest batch size to run, from a latency table."""
+        if self.is_fixed:
+            return self.ceiling
+        if self.slo:
+            return max((size for size, seconds in table.items() if seconds <= self.slo / 2), default=1)
+        return knee(table)
 
 
 class OnnxModel:
@@ -58,7 +69,7 @@ class OnnxModel:
         device: Device,
         allow_cpu_fallback: bool,
         threads: int,
-        batch_ceiling: BatchCeiling,
+        batch_limit: BatchLimit,
     ) -> None:
         self._path = path
         self._spec = spec
@@ -66,10 +77,10 @@ class OnnxModel:
         self._allow_cpu_fallback = allow_cpu_fallback
         self._session: ort.InferenceSession | None = None
         self._engine = engine
-        self._batch_ceiling = batch_ceiling
+        self._batch_limit = batch_limit
         self._sample_shape = (spec.preprocess.height, spec.preprocess.width, spec.preprocess.channels)
         self._buffer: NDArray[np.uint8] = np.zeros((0, *self._sample_shape), dtype=np.uint8)
-        self.max_batch_size = batch_ceiling.samples
+        self.max_batch_size = batch_limit.ceiling
         self.device: Device = device
         self.latency = LatencyModel()
 
@@ -133,15 +144,14 @@ class OnnxModel:
             # Round by round, not size by size: a neighbour's busy second then spoils no size's figure.
             for size in sizes:
                 self.latency.set(size, min(self._run_zeros(size), self.latency.seconds(size)))
-        if not self._batch_ceiling.is_fixed:
-            self.max_batch_size = knee(self.latency.table())
+        self.max_batch_size = self._batch_limit.choose(self.latency.table())
         # Every batch is put together here: no allocation on the hot path.
         self._buffer = np.zeros((self.max_batch_size, *self._sample_shape), dtype=np.uint8)
 
     def _sizes_to_measure(self) -> list[int]:
         """Run each batch size that may be served a first time, which is not timed well, and return them."""
-        buckets = batch_buckets(self._batch_ceiling.samples)
-        if self._batch_ceiling.is_fixed or self.device == "cuda":
+        buckets = batch_buckets(self._batch_limit.ceiling)
+        if self._batch_limit.is_fixed or self.device == "cuda":
             for size in reversed(buckets):  # the largest first: the arena is sized once
                 self.latency.set(size, self._run_zeros(size))
             return buckets

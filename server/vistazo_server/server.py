@@ -1,15 +1,12 @@
 """The composition root: build, start, wait for the stop, drain, close in reverse."""
 
 import asyncio
-import functools
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
@@ -28,20 +25,17 @@ from prometheus_client import (
 )
 
 from vistazo_proto import classification_pb2, classification_pb2_grpc
-from vistazo_server.batcher import DynamicBatcher
 from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.classification import ClassificationServicer
-from vistazo_server.classifier import Classifier, PreprocessPool
+from vistazo_server.classifier import PreprocessPool
 from vistazo_server.cpu import cpu_budget
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.errors import StartupError
 from vistazo_server.interceptors import RpcInterceptor
-from vistazo_server.manifest import ModelSpec
-from vistazo_server.metrics import Metrics, ModelMetrics
-from vistazo_server.model import BatchCeiling, OnnxModel
-from vistazo_server.preprocess import Preprocessor
-from vistazo_server.repository import LoadedModel, ModelRepository
-from vistazo_server.session import Device, choose_device
+from vistazo_server.loader import ModelLoader
+from vistazo_server.metrics import Metrics
+from vistazo_server.repository import ModelRepository
+from vistazo_server.session import choose_device
 from vistazo_server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -106,37 +100,29 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         metrics_port = _start_metrics(settings.metrics_listen, metrics.registry, stack)
         device = choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
         metrics.set_build_info(onnxruntime=onnxruntime.__version__, device=device)
-        budget = cpu_budget()
-        pool = PreprocessPool(threads=settings.preprocess_threads or budget, limit=settings.queue_limit)
+        threads = settings.threads or cpu_budget()
+        pool = PreprocessPool(threads=settings.preprocess_threads or cpu_budget(), limit=settings.queue_limit)
         stack.callback(pool.close)
         engine = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         stack.callback(engine.shutdown)
         scheduler = await stack.enter_async_context(DeviceScheduler())
+        loader = ModelLoader(
+            settings=settings,
+            device=device,
+            threads=threads,
+            metrics=metrics,
+            pool=pool,
+            engine=engine,
+            scheduler=scheduler,
+        )
         repository = await stack.enter_async_context(
-            ModelRepository(
-                settings.models,
-                load_model=functools.partial(
-                    _open_model,
-                    settings,
-                    device,
-                    settings.threads or budget,
-                    metrics,
-                    pool,
-                    engine,
-                    scheduler,
-                ),
-                on_state=on_state,
-            )
+            ModelRepository(settings.models, load_model=loader.open, on_state=on_state)
         )
         grpc_server = grpc.aio.server(
             interceptors=[RpcInterceptor(metrics)], options=_channel_options(settings.max_message_mb << 20)
         )
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
-            ClassificationServicer(
-                repository,
-                max_images=settings.max_images_per_request,
-                default_deadline=settings.default_deadline_ms / 1000,
-            ),
+            ClassificationServicer(repository, max_images=settings.max_images_per_request),
             grpc_server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
@@ -146,6 +132,7 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         port = _bind(grpc_server, settings.listen)
 
         repository.find()
+        settings.check_models([entry.name for entry in repository.entries()])
         set_health("", serving=False)
         set_health(CLASSIFICATION_SERVICE, serving=False)
         await grpc_server.start()
@@ -155,7 +142,7 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
             port=port,
             metrics_port=metrics_port,
             device=device,
-            threads=settings.threads or budget,
+            threads=threads,
         )
 
         async def load() -> None:
@@ -183,73 +170,6 @@ async def _drain(
     await health_servicer.enter_graceful_shutdown()
     await asyncio.sleep(settings.drain_delay_seconds)
     await grpc_server.stop(settings.grace_seconds)
-
-
-@asynccontextmanager
-async def _open_model(
-    settings: Settings,
-    device: Device,
-    threads: int,
-    metrics: Metrics,
-    pool: PreprocessPool,
-    engine: ThreadPoolExecutor,
-    scheduler: DeviceScheduler,
-    path: Path,
-    spec: ModelSpec,
-    version: str,
-) -> AsyncIterator[LoadedModel]:
-    """Hold one model version, ready to answer; leaving finishes its requests and frees it."""
-    started = time.perf_counter()
-    wanted = settings.max_batch_size or spec.max_batch_size
-    model = OnnxModel(
-        path,
-        spec,
-        engine=engine,
-        device=device,
-        allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
-        threads=threads,
-        batch_ceiling=BatchCeiling(min(wanted, spec.max_batch_size), is_fixed=settings.max_batch_size > 0),
-    )
-    model_metrics = ModelMetrics(metrics, spec.name, version)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(model.close)
-        await model.load()
-        batcher = await stack.enter_async_context(
-            DynamicBatcher(
-                model.run,
-                device=scheduler,
-                max_batch_size=model.max_batch_size,
-                queue_limit=settings.queue_limit,
-                queue_delay=settings.queue_delay_ms / 1000,
-                latency=model.latency,
-                observer=model_metrics,
-            )
-        )
-        metrics.model_load_seconds.labels(spec.name, version).set(time.perf_counter() - started)
-        model_metrics.watch_queue(
-            limit=batcher.queue_limit,
-            samples=lambda: batcher.queued_samples,
-            in_flight=lambda: batcher.in_flight,
-            predicted_wait=lambda: batcher.predicted_seconds(1),
-        )
-        model_metrics.watch_latency(
-            {size: functools.partial(model.latency.seconds, size) for size in model.latency.table()}
-        )
-        yield LoadedModel(
-            classifier=Classifier(
-                spec,
-                version,
-                preprocessor=Preprocessor(
-                    spec.preprocess, max_pixels=int(settings.max_image_megapixels * 1e6)
-                ),
-                pool=pool,
-                batcher=batcher,
-                metrics=model_metrics,
-            ),
-            max_batch_size=model.max_batch_size,
-            device=model.device,
-            latencies=model.latency.table,
-        )
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:

@@ -1,10 +1,28 @@
 """Every knob of the server, declared once: default, environment variable, flag, check and help."""
 
+import tomllib
+from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vistazo_server.errors import StartupError
+
+PER_MODEL: Final = frozenset(
+    {"max_batch_size", "slo_ms", "queue_delay_ms", "queue_limit", "default_deadline_ms"}
+)
+"""Settings that a model may have of its own."""
 
 
 class Settings(BaseSettings):
@@ -40,6 +58,10 @@ class Settings(BaseSettings):
     """Most samples in one batch, never more than the manifest's maximum. 0: measured at warm-up, the smallest
     size that reaches 95 % of the best throughput."""
 
+    slo_ms: NonNegativeFloat = 0.0
+    """With max batch size 0: time in which requests should be answered. The largest batch then is the largest
+    that takes half of it, instead of the one with nearly the best throughput. 0: none."""
+
     queue_delay_ms: NonNegativeFloat = 0.0
     """Longest that an idle engine waits for a fuller batch. 0 is right for most: batches form by themselves
     while the engine is busy."""
@@ -50,6 +72,10 @@ class Settings(BaseSettings):
 
     default_deadline_ms: PositiveFloat = 30_000.0
     """Deadline of a request whose caller sent none."""
+
+    model_settings: Path | None = None
+    """TOML file with settings for single models: a table for each, such as [vgg16], with any of
+    max_batch_size, slo_ms, queue_delay_ms, queue_limit and default_deadline_ms."""
 
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
     """Largest request or response, in MiB."""
@@ -93,3 +119,39 @@ class Settings(BaseSettings):
         if not address:
             raise ValueError("expected HOST:PORT, got an empty address")
         return address
+
+    def for_model(self, name: str) -> Self:
+        """Return the settings of one model: its own where the file of model settings has any."""
+        return self.model_copy(update=self._of_models.get(name, {}))
+
+    def check_models(self, names: Collection[str]) -> None:
+        """Raise StartupError when the file of model settings has a table for none of the models `names`."""
+        for name in self._of_models:
+            if name not in names:
+                raise StartupError(
+                    f"{self.model_settings}: [{name}] is not in the repository; it has {', '.join(names)}"
+                )
+
+    @cached_property
+    def _of_models(self) -> dict[str, dict[str, Any]]:
+        """Each model's own settings, checked as those of the command line are."""
+        if self.model_settings is None:
+            return {}
+        try:
+            tables = tomllib.loads(self.model_settings.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise StartupError(f"the model settings {self.model_settings} cannot be read: {error}") from None
+        return {name: self._checked(name, table) for name, table in tables.items()}
+
+    def _checked(self, name: str, table: object) -> dict[str, Any]:
+        where = f"{self.model_settings}: [{name}]"
+        if not isinstance(table, dict) or not PER_MODEL.issuperset(table):
+            got = ", ".join(table) if isinstance(table, dict) else repr(table)
+            raise StartupError(f"{where}: expected a table of {', '.join(sorted(PER_MODEL))}, got {got}")
+        try:
+            checked = type(self).model_validate(self.model_dump() | table)
+        except ValidationError as error:
+            finding = error.errors()[0]
+            message = f"{finding['loc'][0]}: {finding['msg']}, got {finding['input']!r}"
+            raise StartupError(f"{where} {message}") from None
+        return {key: getattr(checked, key) for key in table}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vistazo_server.model import batch_buckets, knee
+from vistazo_server.model import BatchLimit, batch_buckets, knee
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,19 @@ def test_the_knee_is_the_smallest_size_near_the_best_throughput():
 
 def test_a_larger_batch_that_is_slower_is_not_chosen():
     assert knee({1: 0.010, 2: 0.015, 4: 0.060}) == 2
+
+
+TABLE = {1: 0.010, 2: 0.015, 4: 0.028, 8: 0.055}
+
+
+def test_a_size_that_was_asked_for_is_taken():
+    assert BatchLimit(ceiling=6, is_fixed=True, slo=0.001).choose(TABLE) == 6
+
+
+def test_without_an_objective_the_knee_is_taken():
+    assert BatchLimit(ceiling=8, is_fixed=False).choose(TABLE) == knee(TABLE) == 4
+
+
+@pytest.mark.parametrize(("slo", "size"), [(0.2, 8), (0.06, 4), (0.031, 2), (0.001, 1)])
+def test_with_an_objective_the_largest_batch_that_takes_half_of_it_is_taken(slo, size):
+    assert BatchLimit(ceiling=8, is_fixed=False, slo=slo).choose(TABLE) == size

@@ -5,6 +5,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from vistazo_server.cli import serve_command
+from vistazo_server.errors import StartupError
 from vistazo_server.settings import Settings
 
 
@@ -52,3 +53,49 @@ def test_a_refused_flag_is_explained_in_one_line_that_names_it():
 
 def test_an_empty_metrics_address_turns_the_endpoint_off():
     assert Settings(metrics_listen="").metrics_listen == ""
+
+
+@pytest.fixture
+def model_settings(tmp_path):
+    def write(text):
+        path = tmp_path / "models.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_model_may_have_settings_of_its_own(model_settings):
+    settings = Settings(
+        queue_limit=9, model_settings=model_settings("[vgg16]\nqueue_limit = 3\nslo_ms = 250.5\n")
+    )
+
+    assert (settings.for_model("vgg16").queue_limit, settings.for_model("vgg16").slo_ms) == (3, 250.5)
+    assert settings.for_model("vgg16").max_batch_size == settings.max_batch_size
+    assert settings.for_model("resnet18").queue_limit == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[vgg16]\nqueue = 3", r"\[vgg16\]: expected a table of .*queue_limit.*, got queue"),
+        ("vgg16 = 3", r"\[vgg16\]: expected a table of .*, got 3"),
+        ("[vgg16]\nqueue_limit = 0", r"\[vgg16\] queue_limit: .*greater than 0, got 0"),
+        ("[vgg16", "cannot be read"),
+    ],
+)
+def test_model_settings_that_make_no_sense_are_refused(model_settings, text, message):
+    with pytest.raises(StartupError, match=message):
+        Settings(model_settings=model_settings(text)).check_models(["vgg16"])
+
+
+def test_settings_for_a_model_that_is_not_there_are_refused(model_settings):
+    settings = Settings(model_settings=model_settings("[vgg61]\nqueue_limit = 3"))
+
+    with pytest.raises(StartupError, match=r"\[vgg61\] is not in the repository; it has lenet, vgg16"):
+        settings.check_models(["lenet", "vgg16"])
+
+
+def test_a_missing_file_of_model_settings_is_refused(tmp_path):
+    with pytest.raises(StartupError, match="cannot be read"):
+        Settings(model_settings=tmp_path / "missing.toml").for_model("any")
