@@ -18,16 +18,14 @@ if find_spec("torchvision") is None:  # not imported here: that takes the helper
 pytest.importorskip("skimage", reason="scikit-image, which ships the photographs, is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn, which ships two photographs, is not installed")
 
-# Bilinear and bicubic, with resize sizes of 256, 232 and 342 before crops of 224 and 299.
+# One of each preset that torchvision's classifiers have: bilinear and bicubic, resized to 256, 232 and 342.
 PRESETS = (
     "AlexNet_Weights.IMAGENET1K_V1",
-    "VGG16_Weights.IMAGENET1K_V1",
-    "ResNet18_Weights.IMAGENET1K_V1",
     "ResNet50_Weights.IMAGENET1K_V2",
     "EfficientNet_B0_Weights.IMAGENET1K_V1",
-    "EfficientNet_B1_Weights.IMAGENET1K_V2",
     "Inception_V3_Weights.IMAGENET1K_V1",
 )
+SAME_AS_ALEXNETS = ("VGG16_Weights.IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1")
 
 # Package data: these are in the wheels, nothing is downloaded.
 PHOTOGRAPHS = (
@@ -176,3 +174,13 @@ def test_raw_pixels_become_what_their_file_becomes(preset, images):
         pixels = pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
 
         np.testing.assert_array_equal(preprocessor.fit(pixels), preprocessor.decode(images[name]))
+
+
+def test_other_presets_are_the_same_as_the_first():
+    from vistazo_export.zoo import torchvision_models
+
+    alexnet, *others = (
+        torchvision_models().get_weight(name).transforms() for name in (PRESETS[0], *SAME_AS_ALEXNETS)
+    )
+
+    assert [repr(other) for other in others] == [repr(alexnet)] * len(others)
