@@ -6,7 +6,7 @@ rounds' ratios.
 
 cli.py        the command
 scenarios.py  one kind of load against one model, with its limits beside it
-standard.py   the set behind `make bench`; int8.py and memory.py are two of its lines
+standard.py   the set behind `make bench`; plan.py is its time, int8.py and memory.py two of its lines
 search.py     the highest Poisson rate whose p99 keeps a bound (MLPerf's Server scenario)
 load.py       the load generators: closed loop, open loop
 limits.py     what the machine can do: ONNX Runtime alone, a bare grpc.aio echo, decoding alone

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -15,13 +16,14 @@ from vistazo_client._channel import check_address
 from vistazo_client.bench.errors import BenchError
 from vistazo_client.bench.figures import Figure
 from vistazo_client.bench.payload import make_payload, with_references
+from vistazo_client.bench.plan import QUICK, STANDARD
 from vistazo_client.bench.plot import text_plot, write_png
 from vistazo_client.bench.report import figures_table, one_line, result_object, write_atomically
 from vistazo_client.bench.rig import Rig
 from vistazo_client.bench.scenarios import Pace, Subject, closed_loop, open_loop
 from vistazo_client.bench.search import search_rate
 from vistazo_client.bench.serving import RunningServer, choose_model, model_folder, serving
-from vistazo_client.bench.standard import QUICK, STANDARD, StandardSet
+from vistazo_client.bench.standard import StandardSet
 from vistazo_client.cli.tables import print_table
 
 LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -133,10 +135,18 @@ def bench_command(
     """
     choices = Choices(standard=standard or which is not None, **options)  # type: ignore[arg-type]
     _check(choices)
+    if plot is not None and find_spec("matplotlib") is None:
+        # Now, not after the minutes that measuring takes.
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
     figures: list[Figure] = []
     commands: list[str] = []
     with _terminated_like_interrupted(), _progress() as say, Rig(say, channels=choices.channels) as rig:
         scenario = _run(choices, rig, figures, commands)
+    result = result_object(
+        figures, rig, scenario=scenario, command=" ".join(["vistazo", *sys.argv[1:]]), commands=commands
+    )
+    if output is not None:
+        write_atomically(output, result)
     print_table(figures_table(figures, title=_title(choices, scenario)))
     if plot is None:
         print_table(text_plot(rig.series, unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
@@ -145,11 +155,6 @@ def bench_command(
         click.echo(f"Latency plot: {plot}")
     for wrong in rig.wrong[:3]:
         click.echo(f"Error: wrong answer: {wrong}", err=True)
-    result = result_object(
-        figures, rig, scenario=scenario, command=" ".join(["vistazo", *sys.argv[1:]]), commands=commands
-    )
-    if output is not None:
-        write_atomically(output, result)
     click.echo(one_line(result))
     if rig.wrong:
         raise click.exceptions.Exit(1)

@@ -10,7 +10,6 @@ Each line has a share of the time; its rounds end when that is used up, after at
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,7 @@ from vistazo_client.bench.limits import Decoder, jpeg_bound
 from vistazo_client.bench.machine import cpu_seconds
 from vistazo_client.bench.memory import memory_figures
 from vistazo_client.bench.payload import make_payload, with_references
+from vistazo_client.bench.plan import ALEXNET, BUDGET_SHARE, LENET, NETWORKS, RESNET, VGG, Plan
 from vistazo_client.bench.records import LoadSummary
 from vistazo_client.bench.rig import Rig
 from vistazo_client.bench.scenarios import (
@@ -35,9 +35,6 @@ from vistazo_client.bench.serving import RunningServer, decode_spec, model_folde
 from vistazo_client.bench.worker import Worker
 from vistazo_client.results import ModelInfo
 
-RESNET, VGG, ALEXNET, LENET = "resnet18", "vgg16", "alexnet", "lenet"
-NETWORKS: Final = (RESNET, VGG, ALEXNET)
-
 SHARE_TARGET: Final = {RESNET: 0.95, VGG: 0.95, ALEXNET: 0.92}
 ONE_CALLER_TARGET_MS: Final = 2.0
 ECHO_TARGET: Final = 0.80
@@ -49,43 +46,6 @@ REFUSAL_TARGET_MS: Final = 20.0
 CALLERS: Final = 16
 LENET_CALLERS: Final = 64
 DEADLINE_SECONDS: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How much time the set takes."""
-
-    rounds: int
-    seconds: float
-    """Of a closed-loop segment."""
-    open_seconds: float
-    """Of an open-loop segment."""
-    latencies: float
-    """Least length of a closed-loop segment, in times that one request takes."""
-    memory_requests: int
-    budget_seconds: float
-    """Of everything but starting servers."""
-    largest_batch: int
-    networks: tuple[str, ...]
-    """Of lines 1 and 2."""
-    quick: bool
-
-
-STANDARD: Final = Plan(5, 3.0, 15.0, 4.0, 10_000, 780.0, 32, NETWORKS, quick=False)
-QUICK: Final = Plan(2, 1.5, 5.0, 3.0, 500, 130.0, 8, (RESNET, ALEXNET), quick=True)
-
-# Shares of the budget. VGG16 takes longest by far.
-_SHARE: Final = {
-    "1 resnet18": 0.08,
-    "1 alexnet": 0.07,
-    "1 vgg16": 0.19,
-    "2": 0.04,
-    "3": 0.05,
-    "4": 0.15,
-    "5": 0.06,
-    "6": 0.06,
-    "7": 0.22,
-}
 
 
 class StandardSet:
@@ -143,10 +103,10 @@ class StandardSet:
         folder = model_folder(self._repository, model.name)
         return Subject(model.name, server.address, payload, folder, local=True)
 
-    def _pace(self, share: str, **changes: float) -> Pace:
+    def _pace(self, share: str) -> Pace:
         plan = self._plan
-        pace = Pace(plan.rounds, plan.seconds, 0.5, _SHARE[share] * plan.budget_seconds, plan.largest_batch)
-        return replace(pace, **changes)  # type: ignore[arg-type]
+        budget = BUDGET_SHARE[share] * plan.budget_seconds
+        return Pace(plan.rounds, plan.seconds, 0.5, budget, plan.largest_batch)
 
     def _share_of_raw(self, server: RunningServer, model: ModelInfo) -> list[Figure]:
         subject, pace = self._subject(server, model), self._pace(f"1 {model.name}")
@@ -395,7 +355,7 @@ class StandardSet:
                     server,
                     server.models(),
                     requests=self._plan.memory_requests,
-                    budget_seconds=_SHARE["7"] * self._plan.budget_seconds,
+                    budget_seconds=BUDGET_SHARE["7"] * self._plan.budget_seconds,
                     weights_bytes=sum(
                         (model_folder(self._repository, name) / "model.onnx").stat().st_size
                         for name in NETWORKS
