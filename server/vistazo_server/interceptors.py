@@ -24,6 +24,9 @@ PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
 # Trailers share one header block with a limit of 8 KiB; a longer detail would break the call itself.
 MAX_DETAIL_CHARACTERS: Final = 1000
 
+WATCHING: Final = frozenset({"/grpc.health.v1.Health/Watch"})
+"""RPCs that last as long as the server and are no work that a drain should wait for."""
+
 _STATUS_OF_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,6 +38,11 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
+        self._work = _Work()
+
+    async def wait_until_idle(self) -> None:
+        """Return when no RPC is under way, but for those that only watch."""
+        await self._work.ended.wait()
 
     async def intercept_service(  # noqa: D102
         self,
@@ -51,7 +59,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
     def _wrap(self, handler: Any, method: str) -> Any:  # noqa: ANN401
-        rpc = _Rpc(self._metrics, method, handler)
+        work = None if method in WATCHING else self._work
+        rpc = _Rpc(self._metrics, method, handler, work)
         options = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
@@ -90,14 +99,33 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         return make(call, **options)
 
 
+class _Work:
+    """How many RPCs are under way that a drain must wait for."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.ended = asyncio.Event()
+        self.ended.set()
+
+    def begin(self) -> None:
+        self._count += 1
+        self.ended.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self.ended.set()
+
+
 class _Rpc:
     """One method and its series."""
 
-    def __init__(self, metrics: Metrics, method: str, handler: Any) -> None:  # noqa: ANN401
+    def __init__(self, metrics: Metrics, method: str, handler: Any, work: "_Work | None") -> None:  # noqa: ANN401
         _, service, name = method.split("/", 2)
         kinds = {(False, False): "unary", (True, False): "client_stream", (False, True): "server_stream"}
         kind = kinds.get((handler.request_streaming, handler.response_streaming), "bidi_stream")
         self.method = method
+        self._work = work
         self._labels = (kind, service, name)
         self._started = metrics.rpc_started.labels(*self._labels)
         self._seconds = metrics.rpc_seconds.labels(*self._labels)
@@ -112,9 +140,13 @@ class _Rpc:
     def began(self) -> None:
         """Count an RPC that begins."""
         self._started.inc()
+        if self._work is not None:
+            self._work.begin()
 
     def ended(self, code: grpc.StatusCode, seconds: float) -> None:
         """Count, time and log an RPC that ended."""
+        if self._work is not None:
+            self._work.end()
         self._count(code, 1)
         self._seconds.observe(seconds)
         log.debug("request", method=self.method, code=code.name, ms=round(seconds * 1000, 3))

@@ -44,6 +44,9 @@ CLASSIFICATION_SERVICE: Final = classification_pb2.DESCRIPTOR.services_by_name[
     "ClassificationService"
 ].full_name
 
+# After the last answer was handed to grpc: time for it to leave before connections are cut.
+LINGER_SECONDS: Final = 1.0
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -118,8 +121,9 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         repository = await stack.enter_async_context(
             ModelRepository(settings.models, load_model=loader.open, on_state=on_state)
         )
+        interceptor = RpcInterceptor(metrics)
         grpc_server = grpc.aio.server(
-            interceptors=[RpcInterceptor(metrics)], options=_channel_options(settings.max_message_mb << 20)
+            interceptors=[interceptor], options=_channel_options(settings.max_message_mb << 20)
         )
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
             ClassificationServicer(repository, max_images=settings.max_images_per_request),
@@ -151,7 +155,7 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
             set_health(CLASSIFICATION_SERVICE, serving=True)
 
         loading = asyncio.create_task(load(), name="load-models")
-        stack.push_async_callback(_drain, settings, grpc_server, health_servicer, loading)
+        stack.push_async_callback(_drain, settings, grpc_server, health_servicer, interceptor, loading)
         yield RunningServer(
             port=port, metrics_port=metrics_port, metrics=metrics, repository=repository, loading=loading
         )
@@ -161,6 +165,7 @@ async def _drain(
     settings: Settings,
     grpc_server: grpc.aio.Server,
     health_servicer: health.aio.HealthServicer,
+    interceptor: RpcInterceptor,
     loading: asyncio.Task[None],
 ) -> None:
     """Stop taking requests, in an order that loses none that was accepted."""
@@ -169,7 +174,14 @@ async def _drain(
     # From here on every service says NOT_SERVING, whatever is set later.
     await health_servicer.enter_graceful_shutdown()
     await asyncio.sleep(settings.drain_delay_seconds)
-    await grpc_server.stop(settings.grace_seconds)
+    stopping = asyncio.create_task(grpc_server.stop(settings.grace_seconds))
+    idle = asyncio.create_task(interceptor.wait_until_idle())
+    await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
+    # Who watches the health would otherwise hold the server for the whole grace. A second stop only ever
+    # shortens the first; the last answers are on their way by now and need a moment to leave.
+    await grpc_server.stop(min(settings.grace_seconds, LINGER_SECONDS))
+    await stopping
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
