@@ -13,7 +13,8 @@ from vistazo_server.latency import LatencyModel
 
 
 class FakeEngine:
-    """Runs one batch at a time, in order. Returns each sample plus 1000 as its row, so that a row that reached the wrong caller shows.
+    """Runs one batch at a time, in order; each row is its sample plus 1000, so that a row that reached
+    the wrong caller shows.
 
     A run takes `seconds` (and `seconds_per_sample` for each sample) of the loop's time. A batch with a
     sample in `poison` fails. Keeps what it was asked: `batches` of sample values, and when each began.
