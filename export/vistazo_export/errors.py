@@ -33,6 +33,10 @@ class GraphError(ExportError):
     """The ONNX graph could not be made, or is not what a manifest promises."""
 
 
+class CalibrationError(ExportError):
+    """There are no images to calibrate an int8 model with, or one cannot be read."""
+
+
 class ParityError(ExportError):
     """ONNX Runtime and torch disagree about the same images."""
 

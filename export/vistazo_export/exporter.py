@@ -1,15 +1,18 @@
 """The export of one network, start to end: resolve, load, write, check, publish."""
 
 import re
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from vistazo_export import repository as repo
 from vistazo_export import zoo
+from vistazo_export.calibration import CalibrationSet, calibration_set
 from vistazo_export.checkpoint import read_labels
 from vistazo_export.download import sha256_of
 from vistazo_export.errors import ExportError, RepositoryError, WeightsUnavailableError
+from vistazo_export.half import write_fp16
 from vistazo_export.manifest import describes, plan_manifest, read_manifest, triton_config, write_manifest
 from vistazo_export.onnx_export import check_onnx, write_onnx
 from vistazo_export.parity import measure_parity
@@ -27,7 +30,7 @@ class ExportRequest:
     architecture: str
     repository: Path
     name: str = ""
-    """Folder in the repository; by default the architecture."""
+    """Folder in the repository; by default the architecture, with the precision where that is not fp32."""
     weights: str = "pretrained"
     """As `zoo.resolve` takes it."""
     labels: Path | None = None
@@ -35,9 +38,18 @@ class ExportRequest:
     allow_untrained: bool = False
     """Fall back to seeded random weights where the published ones cannot be had."""
     precision: str = "fp32"
+    """One of `parity.BOUNDS`."""
+    calibration: Path | None = None
+    """Folder of images to calibrate int8 with; by default our own."""
     max_batch_size: int = 32
     force: bool = False
     """Do all the work again though an existing version was made from the same."""
+
+    @property
+    def model_name(self) -> str:
+        """The folder in the repository."""
+        suffix = "" if self.precision == "fp32" else f"-{self.precision}"
+        return self.name or f"{self.architecture}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -67,17 +79,22 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
     nothing that was there is touched. Raises ExportError.
     """
     started = time.monotonic()
-    name = request.name or request.architecture
+    name = request.model_name
     if not MODEL_NAME.fullmatch(name):
         raise ExportError(f"{name!r} is no model name: letters, digits, '.', '_' and '-' only")
     progress.stage("resolving")
     labels = None if request.labels is None else read_labels(request.labels)
     recipe = zoo.resolve(request.architecture, request.weights, labels)
+    calibration = _calibration(request, recipe)
     newest = _newest(request.repository, name)
 
     def plan(recipe: zoo.Recipe) -> ModelManifest:
         return plan_manifest(
-            recipe, name=name, precision=request.precision, max_batch_size=request.max_batch_size
+            recipe,
+            name=name,
+            precision=request.precision,
+            max_batch_size=request.max_batch_size,
+            calibration=calibration.summary if calibration else "",
         )
 
     def unchanged(existing: _Existing) -> ExportedModel:
@@ -102,7 +119,7 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
 
     with repo.staging(request.repository, name) as staged:
         try:
-            manifest = _write(network, plan(network.recipe), staged, progress)
+            manifest = _write(network, plan(network.recipe), calibration, staged, progress)
         except OSError as error:
             raise RepositoryError(
                 f"cannot write to {request.repository}: {error.strerror or error}"
@@ -115,24 +132,60 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
     return ExportedModel(manifest, version, time.monotonic() - started, published=True)
 
 
+def _calibration(request: ExportRequest, recipe: zoo.Recipe) -> CalibrationSet | None:
+    """Return what to calibrate with; None where the precision needs nothing."""
+    if request.precision != "int8":
+        return None
+    return calibration_set(request.calibration, recipe.preset.channels)
+
+
 def _write(
-    network: zoo.LoadedNetwork, plan: ModelManifest, staged: repo.StagedModel, progress: Progress
+    network: zoo.LoadedNetwork,
+    plan: ModelManifest,
+    calibration: CalibrationSet | None,
+    staged: repo.StagedModel,
+    progress: Progress,
 ) -> ModelManifest:
     """Write all files of the staged model, checked, and return its complete manifest."""
     model = staged.version / repo.MODEL_FILE
     manifest = ModelManifest()
     manifest.CopyFrom(plan)
     progress.stage("exporting")
-    write_onnx(network, model)
+    if plan.precision == "fp32":
+        write_onnx(network, model)
+    else:
+        with tempfile.TemporaryDirectory(dir=staged.root) as folder:
+            full = Path(folder) / repo.MODEL_FILE
+            write_onnx(network, full)
+            _write_variant(full, model, network, calibration, progress)
     progress.stage("checking")
     manifest.opset = check_onnx(model, manifest)
     manifest.model_sha256 = sha256_of(model)
     manifest.model_bytes = model.stat().st_size
     progress.stage("comparing")
-    manifest.parity.CopyFrom(measure_parity(model, network, manifest.max_batch_size))
+    manifest.parity.CopyFrom(measure_parity(model, network, manifest.max_batch_size, manifest.precision))
     write_manifest(staged.version / repo.MANIFEST_FILE, manifest)
     (staged.folder / repo.CONFIG_FILE).write_text(triton_config(manifest), encoding="utf-8")
     return manifest
+
+
+def _write_variant(
+    full: Path,
+    model: Path,
+    network: zoo.LoadedNetwork,
+    calibration: CalibrationSet | None,
+    progress: Progress,
+) -> None:
+    """Write the int8 or, with nothing to calibrate on, the fp16 variant of the graph at `full`."""
+    if calibration is None:
+        progress.stage("rounding to fp16")
+        write_fp16(full, model)
+        return
+    # Its imports take a while, and few exports need them.
+    from vistazo_export.quantize import write_int8  # noqa: PLC0415
+
+    progress.stage("calibrating on " + calibration.summary)
+    write_int8(full, model, calibration.batches(network.recipe.preset))
 
 
 def _newest(repository: Path, name: str) -> _Existing | None:

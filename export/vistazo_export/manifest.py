@@ -19,6 +19,9 @@ OUTPUT_TENSOR = "logits"
 MADE_WITH = ("vistazo", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
 """Packages whose versions shape the artifact or its parity figures."""
 
+CALIBRATION = "calibration"
+"""The entry of made_with that says which images an int8 model was calibrated on."""
+
 SOURCES = {
     "pretrained": WeightsRecord.PRETRAINED,
     "checkpoint": WeightsRecord.CHECKPOINT,
@@ -29,8 +32,16 @@ SOURCES = {
 MEASURED_FIELDS = ("opset", "parity", "model_sha256", "model_bytes")
 
 
-def plan_manifest(recipe: Recipe, *, name: str, precision: str, max_batch_size: int) -> ModelManifest:
-    """Return the manifest of an export that has not happened yet: all but MEASURED_FIELDS."""
+def plan_manifest(
+    recipe: Recipe, *, name: str, precision: str, max_batch_size: int, calibration: str = ""
+) -> ModelManifest:
+    """Return the manifest of an export that has not happened yet: all but MEASURED_FIELDS.
+
+    `calibration` says with what an int8 model is calibrated.
+    """
+    made_with = {package: version(package) for package in MADE_WITH}
+    if calibration:
+        made_with[CALIBRATION] = calibration
     return ModelManifest(
         format=FORMAT,
         name=name,
@@ -54,7 +65,7 @@ def plan_manifest(recipe: Recipe, *, name: str, precision: str, max_batch_size: 
         ),
         precision=precision,
         max_batch_size=max_batch_size,
-        made_with={package: version(package) for package in MADE_WITH},
+        made_with=made_with,
     )
 
 

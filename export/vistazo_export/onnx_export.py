@@ -28,6 +28,9 @@ MOST_PARAMETER_BYTES = 2_000_000_000
 
 BATCH_DIMENSION = "batch"
 
+# How torch writes the first lines of `ImageGraph.forward`.
+NORMALISATION = ("Transpose", "Cast", "Div", "Sub", "Div")
+
 
 class ImageGraph(nn.Module):
     """What becomes model.onnx: uint8 images N×H×W×C in, logits N×classes out."""
@@ -81,6 +84,19 @@ def write_onnx(network: LoadedNetwork, path: Path) -> None:
             raise GraphError(f"torch exported nothing for {recipe.architecture}")
         _forget_origin(program)
         program.save(path, external_data=False)
+
+
+def normalisation_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes of a graph by `write_onnx` between the uint8 images and the network, in order."""
+    nodes: list[onnx.NodeProto] = []
+    tensor = INPUT_TENSOR
+    for operator in NORMALISATION:
+        node = next((n for n in graph.node if n.op_type == operator and n.input[0] == tensor), None)
+        if node is None:
+            raise GraphError(f"the graph does not begin with the normalisation: no {operator} of {tensor}")
+        nodes.append(node)
+        tensor = node.output[0]
+    return nodes
 
 
 def check_onnx(path: Path, manifest: ModelManifest) -> int:

@@ -11,6 +11,7 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
 from vistazo_export.exporter import ExportedModel
+from vistazo_export.manifest import CALIBRATION
 from vistazo_export.progress import Progress
 from vistazo_export.verify import Verification
 from vistazo_proto.manifest_pb2 import ModelManifest, Parity
@@ -41,6 +42,7 @@ class Report:
     def __init__(self) -> None:
         self.failures: list[str] = []
         self._untrained: list[str] = []
+        self._calibrations: dict[str, str] = {}
         self._rows: list[tuple[str, ...]] = []
         self._errors = Console(stderr=True)
         self._bars = ProgressBars(
@@ -120,9 +122,15 @@ class Report:
         for row in self._rows:
             table.add_row(*row)
         output.print(table)
+        for name, calibration in self._calibrations.items():
+            output.print(
+                f"{escape(name)}: calibrated on {escape(calibration)}", highlight=False, soft_wrap=True
+            )
         if self._untrained:
             names = ", ".join(dict.fromkeys(self._untrained))
             self._warn(f"UNTRAINED weights, whose answers mean nothing: {names}")
+        if not self._calibrations.keys().isdisjoint(self._untrained):
+            self._warn("untrained logits are all but equal, so int8's share of top-1 says little of int8")
         for failure in self.failures:
             click.echo(f"Error: {failure}", err=True)
 
@@ -142,6 +150,8 @@ class Report:
         no_parity: str = "",
         folder: str = "",
     ) -> None:
+        if CALIBRATION in manifest.made_with:
+            self._calibrations[manifest.name] = manifest.made_with[CALIBRATION]
         weights = escape(manifest.weights.name)
         if manifest.weights.source == WeightsRecord.UNTRAINED:
             self._untrained.append(manifest.name)

@@ -13,6 +13,7 @@ from vistazo_export.errors import ExportError, RepositoryError, WeightsError, We
 from vistazo_export.manifest import read_manifest, triton_config
 from vistazo_export.onnx_export import check_onnx
 from vistazo_export.parity import (
+    BOUNDS,
     MOST_BATCH_SIZE,
     batch_sizes_up_to,
     measure_parity,
@@ -173,16 +174,21 @@ def _check_answers(
             if network.recipe.weights.sha256 != manifest.weights.sha256:
                 result.problems.append("the weights are not those of the export: another SHA-256")
             progress.stage("comparing")
-            result.parity = measure_parity(model, network, manifest.max_batch_size)
+            result.parity = measure_parity(model, network, manifest.max_batch_size, manifest.precision)
             return
     progress.stage("running")
-    run_onnx(open_session(model), sample_pixels(recipe.preset), batch_sizes_up_to(manifest.max_batch_size))
+    run_onnx(
+        open_session(model),
+        sample_pixels(recipe.preset),
+        batch_sizes_up_to(manifest.max_batch_size),
+        BOUNDS[manifest.precision].spread,
+    )
 
 
 def _recorded_recipe(manifest: ModelManifest, weights_files: Sequence[Path]) -> zoo.Recipe:
     """Return the recipe that the manifest records; for a checkpoint without its file, untrained."""
     record, labels = manifest.weights, tuple(manifest.labels)
-    if manifest.precision != "fp32":
+    if manifest.precision not in BOUNDS:
         raise RepositoryError(f"precision {manifest.precision!r} cannot be verified by this Vistazo")
     if record.source == WeightsRecord.PRETRAINED:
         recipe = zoo.resolve(manifest.architecture, "pretrained")
