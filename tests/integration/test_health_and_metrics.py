@@ -227,8 +227,8 @@ async def test_a_deadline_that_passes_while_the_engine_runs_is_counted_as_such_n
     assert handled(series, "Classify") == {"OK": 5, "DEADLINE_EXCEEDED": 5}
 
 
-async def test_rpcs_are_counted_by_method_kind_and_code(models):
-    async with serving(models, metrics_listen="127.0.0.1:0") as server:
+async def test_rpcs_are_counted_by_method_kind_and_code(slow_models):
+    async with serving(slow_models, metrics_listen="127.0.0.1:0", max_batch_size=1) as server:
         for _ in range(3):
             await server.stub.ListModels(pb.ListModelsRequest())
         await status_of(server.stub.GetModel(pb.GetModelRequest(name="nobody")))
@@ -237,8 +237,9 @@ async def test_rpcs_are_counted_by_method_kind_and_code(models):
         async for _ in server.stub.ClassifyStream(iter([request]), timeout=30):
             pass
         cancelled = server.stub.ClassifyStream(timeout=30)
-        await cancelled.write(request)
-        await cancelled.read()
+        await cancelled.write(pb.ClassifyStreamRequest(request=pb.ClassifyRequest(images=[RED])))
+        # An idle stream that is cancelled may look like one whose requests have ended.
+        await until(lambda: server.in_flight() == 1)
         cancelled.cancel()
         labels = {"grpc_type": "bidi_stream", "grpc_service": SERVICE, "grpc_method": "ClassifyStream"}
         await until(
