@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from vistazo_client.bench.figures import Figure, ratio_figure, rounds, spread
+from vistazo_client.bench.machine import CpuWatch
 from vistazo_client.bench.memory import second_half_growth
 from vistazo_client.bench.plot import text_plot, write_png
 from vistazo_client.bench.report import figures_table, one_line, result_object, write_atomically
@@ -77,7 +78,7 @@ def test_the_json_is_one_line_has_everything_and_no_nan(tmp_path):
     read = json.loads(line)
     assert set(read) == {
         *("format", "scenario", "command", "server_commands", "machine"),
-        *("answers_checked", "answers_wrong", "figures", "segments"),
+        *("answers_checked", "answers_wrong", "figures", "segments", "cpu_elsewhere_share"),
     }
     assert read["figures"][0]["met"] is False
     assert read["figures"][0]["detail"] == {"rounds": [0.9, None]}
@@ -89,6 +90,12 @@ def test_the_json_is_one_line_has_everything_and_no_nan(tmp_path):
     write_atomically(path, result)
     assert json.loads(path.read_text()) == read
     assert [child.name for child in path.parent.iterdir()] == ["results.json"]
+
+
+def test_the_share_of_the_cpu_that_went_elsewhere_is_a_share():
+    watch = CpuWatch()
+    sum(range(3_000_000))
+    assert 0 <= watch.elsewhere_share() <= 1
 
 
 def test_memory_is_flat_when_it_grew_in_the_first_half_only():

@@ -28,6 +28,9 @@ from vistazo_client.cli.tables import print_table
 
 LOOPBACK = ("127.", "localhost:", "[::1]:")
 
+# Of the machine's CPU, taken by others during a segment: from here on it shows in the figures.
+NOISY_SHARE = 0.05
+
 _positive = click.FloatRange(min=0, min_open=True)
 _path = click.Path(path_type=Path)
 
@@ -148,6 +151,11 @@ def bench_command(
     if output is not None:
         write_atomically(output, result)
     print_table(figures_table(figures, title=_title(choices, scenario)))
+    if (elsewhere := rig.elsewhere() or 0.0) > NOISY_SHARE:
+        click.echo(
+            f"Other processes took up to {elsewhere:.0%} of this machine's CPU during a segment: "
+            "repeat on a quiet machine before believing a figure."
+        )
     if plot is None:
         print_table(text_plot(rig.series, unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
     else:

@@ -68,6 +68,50 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class CpuWatch:
+    """How much of this machine's CPU other processes took since it was made: what spoils a figure.
+
+    Ours are this process and its descendants that are alive. None where there is no /proc.
+    """
+
+    def __init__(self) -> None:
+        self._before = _cpu_times()
+
+    def elsewhere_share(self) -> float | None:
+        """Return CPU time that was spent elsewhere, over all CPU time that there was: 0 to 1."""
+        after = _cpu_times()
+        if self._before is None or after is None:
+            return None
+        total, busy, ours = (now - then for now, then in zip(after, self._before, strict=True))
+        return min(max((busy - ours) / total, 0.0), 1.0) if total > 0 else None
+
+
+def _cpu_times() -> tuple[float, float, float] | None:
+    """Return ticks so far: of all CPUs, of those the busy (stolen included), and of our processes alive."""
+    try:
+        ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return None
+    parents: dict[int, tuple[int, int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+    ours, found = {os.getpid()}, 1
+    while found:
+        new = {pid for pid, (parent, _) in parents.items() if parent in ours and pid not in ours}
+        ours |= new
+        found = len(new)
+    # user nice system idle iowait irq softirq steal
+    return (
+        sum(ticks),
+        sum(ticks) - ticks[3] - ticks[4],
+        sum(parents[pid][1] for pid in ours if pid in parents),
+    )
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:

@@ -54,6 +54,7 @@ def result_object(
         "command": command,
         "server_commands": list(commands),
         "machine": describe_machine(),
+        "cpu_elsewhere_share": rig.elsewhere(),
         "answers_checked": rig.checked,
         "answers_wrong": len(rig.wrong),
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],

@@ -12,7 +12,7 @@ import numpy as np
 from vistazo_client.bench.errors import BenchError
 from vistazo_client.bench.limits import ECHO_METHOD, EchoServer, RawEngine, RawRuns
 from vistazo_client.bench.load import ClosedLoop, LoadGenerator, OpenLoop, Target
-from vistazo_client.bench.machine import cpu_budget
+from vistazo_client.bench.machine import CpuWatch, cpu_budget
 from vistazo_client.bench.payload import Payload, wrong_answers
 from vistazo_client.bench.records import (
     OK,
@@ -74,9 +74,11 @@ class Rig:
         """Run a closed loop against a Vistazo server; its answers are checked, its latencies kept."""
         target = payload.target(address, channels=self._channels)
         load = ClosedLoop(target, concurrency, seconds, settle, timeout_seconds=60 + 4 * settle)
+        watch = CpuWatch()
         recording = self._generating().call(LoadGenerator.closed_loop, load)
+        elsewhere = watch.elsewhere_share()
         summary = summarize_closed(recording, images_per_request=payload.images_per_request)
-        self._keep(name, recording, summary, payload)
+        self._keep(name, recording, summary, payload, elsewhere)
         if summary.answered == 0:
             raise BenchError(f"{name}: no request was answered; statuses: {summary.errors or 'none'}")
         return summary
@@ -96,9 +98,11 @@ class Rig:
         """Run an open loop of `rate` requests a second against a Vistazo server."""
         target = payload.target(address, channels=self._channels)
         load = OpenLoop(target, rate, seconds, settle, deadline, seed)
+        watch = CpuWatch()
         recording = self._generating().call(LoadGenerator.open_loop, load)
+        elsewhere = watch.elsewhere_share()
         summary = summarize_open(recording, images_per_request=payload.images_per_request, deadline=deadline)
-        self._keep(name, recording, summary, payload)
+        self._keep(name, recording, summary, payload, elsewhere)
         return summary
 
     def echo(
@@ -110,9 +114,11 @@ class Rig:
         address = self._echo.call(EchoServer.answer_with, payload.references[0])
         target = Target(address, payload.requests, ECHO_METHOD, self._channels)
         load = ClosedLoop(target, concurrency, seconds, settle)
+        watch = CpuWatch()
         recording = self._generating().call(LoadGenerator.closed_loop, load)
+        elsewhere = watch.elsewhere_share()
         summary = summarize_closed(recording, images_per_request=payload.images_per_request)
-        self._keep(name, recording, summary, None)
+        self._keep(name, recording, summary, None, elsewhere)
         return summary
 
     def count(self, target: Target, *, concurrency: int, requests: int) -> dict[str, int]:
@@ -129,10 +135,12 @@ class Rig:
 
     def raw(self, name: str, engine: Worker[RawEngine], batch_size: int, seconds: float) -> RawRuns:
         """Run ONNX Runtime alone."""
+        watch = CpuWatch()
         runs = engine.call(RawEngine.run, batch_size, seconds)
         self.segments.append(
             {
                 "name": name,
+                "cpu_elsewhere_share": watch.elsewhere_share(),
                 "batch_size": batch_size,
                 "runs": len(runs.run_seconds),
                 "images_per_second": runs.images_per_second,
@@ -161,8 +169,21 @@ class Rig:
             raise RuntimeError("the rig is used outside its with block")
         return self._generator
 
-    def _keep(self, name: str, recording: Recording, summary: LoadSummary, payload: Payload | None) -> None:
-        self.segments.append({"name": name, **dataclasses.asdict(summary)})
+    def elsewhere(self) -> float | None:
+        """Return the greatest share of the machine's CPU that others took during a segment."""
+        shares = [segment.get("cpu_elsewhere_share") for segment in self.segments]
+        return max((share for share in shares if isinstance(share, float)), default=None)
+
+    def _keep(
+        self,
+        name: str,
+        recording: Recording,
+        summary: LoadSummary,
+        payload: Payload | None,
+        elsewhere: float | None,
+    ) -> None:
+        segment = {"name": name, "cpu_elsewhere_share": elsewhere, **dataclasses.asdict(summary)}
+        self.segments.append(segment)
         if payload is not None:
             self.checked += len(recording.samples)
             self.wrong += wrong_answers(payload, recording.samples)
