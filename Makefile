@@ -12,7 +12,7 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check proto clean
+.PHONY: help install demo serve test bench check proto clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ serve: $(STAMP) ## Serve ./models on 127.0.0.1:8001
 
 test: $(STAMP) ## The whole test suite
 	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## The standard benchmark set on ./models → bench/results.json (about 15 minutes)
+	$(BIN)/vistazo export lenet resnet18 alexnet vgg16 --models models --allow-untrained
+	$(BIN)/vistazo export lenet resnet18 alexnet vgg16 --models models --allow-untrained --precision int8
+	mkdir -p bench
+	$(BIN)/vistazo bench standard --models models --output bench/results.json --plot bench/latency.png
 
 check: $(STAMP) ## Lint, format, types, import rules, generated code up to date
 	$(BIN)/ruff check .
