@@ -9,8 +9,8 @@ import pytest
 
 from support.tiny import tiny_model, write_model
 
-# One run of this model takes about a third of a second: long enough to look at what waits meanwhile.
-SLOW_COST = 1000
+# One run of this model takes about a fifth of a second: long enough to look at what waits meanwhile.
+SLOW_COST = 600
 
 
 @pytest.fixture(autouse=True, scope="session")
