@@ -1,8 +1,6 @@
 """What the integration tests share: repositories of tiny models, and a clean environment."""
 
-import asyncio
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +9,6 @@ from support.tiny import tiny_model, write_model
 
 # One run of this model takes about a fifth of a second: long enough to look at what waits meanwhile.
 SLOW_COST = 600
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _a_loop_that_is_closed() -> Iterator[None]:
-    """Give looptime's plugin, which asks for the event loop in tests without one, a loop that ends."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
 
 
 @pytest.fixture(autouse=True)
