@@ -33,6 +33,7 @@ from vistazo_client.bench.scenarios import (
 )
 from vistazo_client.bench.serving import RunningServer, decode_spec, model_folder, serving
 from vistazo_client.bench.worker import Worker
+from vistazo_client.errors import VistazoError
 from vistazo_client.results import ModelInfo
 
 SHARE_TARGET: Final = {RESNET: 0.95, VGG: 0.95, ALEXNET: 0.92}
@@ -94,7 +95,7 @@ class StandardSet:
             return [Figure(name, None, line=line, note="not in the repository")]
         try:
             return measure(name)
-        except BenchError as error:
+        except VistazoError as error:
             # One line that cannot be measured must not cost the others.
             return [Figure(name, None, line=line, note=str(error))]
 
@@ -362,7 +363,7 @@ class StandardSet:
                     ),
                     seed=self._seed,
                 )
-        except BenchError as error:
+        except VistazoError as error:
             return [Figure("resident memory", None, line=7, note=str(error))]
 
 
