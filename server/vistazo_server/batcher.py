@@ -230,8 +230,18 @@ class DynamicBatcher:
         return len(self._in_flight)
 
     def predicted_seconds(self, samples: int) -> float:
-        """Return the predicted time from now to the answer of a request of `samples` samples."""
-        return self._device.seconds_ahead(self) + self._device_seconds(self._queued_samples + samples)
+        """Return the predicted time from now to the answer of a request of `samples` samples.
+
+        The wait is stretched by the latency model's margin. Without it, those at the head of a long queue
+        have no slack left: a run that takes a little longer makes them late, and what was spent on them is
+        lost. A shorter queue costs nothing while it is never empty.
+        """
+        ahead = self._device.seconds_ahead(self)
+        wait = ahead + self.backlog()
+        if wait == 0.0:
+            return self._least_seconds(samples)
+        together = ahead + self._device_seconds(self._queued_samples + samples)
+        return together + wait * self.latency.margin
 
     def check_admission(self, samples: int, deadline: float) -> None:
         """Raise what `infer` would raise now; lets a caller refuse before it prepares the samples.
@@ -320,8 +330,10 @@ class DynamicBatcher:
         """Take the next batch, which begins at `begins_at`: oldest first, and only who can make it."""
         batch = _Batch()
         tightest = math.inf
+        is_alone = len(self._queue) == 1 and begins_at <= self._clock()
+        needed = self._least_seconds if is_alone else self._device_seconds
         for request in list(itertools.islice(self._queue, self.max_batch_size)):
-            if begins_at + self._device_seconds(request.waiting) > request.deadline:
+            if begins_at + needed(request.waiting) > request.deadline:
                 self._drop(request)
                 continue
             size = min(batch.size + request.waiting, self.max_batch_size)
@@ -380,6 +392,15 @@ class DynamicBatcher:
                 continue
             if alone.size:
                 part.deliver(ran.rows, batch_size=part.size, seconds=ran.seconds)
+
+    def _least_seconds(self, samples: int) -> float:
+        """Return the time of `samples` on a free engine, by the fastest runs so far.
+
+        By the estimate, an hour of slow runs could make it refuse everybody for ever: without a run, the
+        estimate never recovers.
+        """
+        full, rest = divmod(samples, self.max_batch_size)
+        return full * self.latency.fastest(self.max_batch_size) + self.latency.fastest(rest)
 
     def _device_seconds(self, samples: int) -> float:
         full, rest = divmod(samples, self.max_batch_size)

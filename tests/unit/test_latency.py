@@ -2,7 +2,7 @@
 
 import pytest
 
-from vistazo_server.latency import EWMA_WEIGHT, LatencyModel
+from vistazo_server.latency import EWMA_WEIGHT, LEAST_MARGIN, MOST_MARGIN, LatencyModel
 
 
 @pytest.fixture
@@ -55,3 +55,26 @@ def test_a_lasting_change_is_learned(model):
 
 def test_the_table_is_in_order_of_batch_size(model):
     assert list(model.table().items()) == [(1, 0.020), (2, 0.030), (8, 0.080)]
+
+
+def test_runs_that_come_as_predicted_leave_the_least_margin(model):
+    for _ in range(50):
+        model.observe(1, 0.020)
+
+    assert model.margin == LEAST_MARGIN
+
+
+def test_runs_that_vary_widen_the_margin_up_to_a_bound(model):
+    for _ in range(50):
+        model.observe(1, 0.010)
+        model.observe(1, 0.060)
+
+    assert model.margin == MOST_MARGIN
+
+
+def test_the_fastest_run_is_remembered(model):
+    for seconds in (0.5, 0.015, 0.5):
+        model.observe(1, seconds)
+
+    assert model.fastest(1) == 0.015
+    assert model.fastest(2) == 0.030
