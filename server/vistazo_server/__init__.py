@@ -10,6 +10,7 @@ The path of a request, downwards only:
     batcher          DynamicBatcher: admission, bounded queue, batch forming, scatter
     device           DeviceScheduler: one batch at a time on a device, earliest deadline first
     model            OnnxModel: one network on its device's engine thread
+    engine           Engine: the one thread that runs all models of a device
     session          ONNX Runtime's device, threads and memory
 
 `server` builds all this from `settings`; `repository` finds and loads the models, each described by its

@@ -4,13 +4,15 @@ import asyncio
 import signal
 import sys
 import warnings
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from vistazo_server.settings import Settings
+
+SWITCH_INTERVAL_SECONDS: Final = 0.0005
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
@@ -66,6 +68,10 @@ def serve_command(context: click.Context, /, **options: object) -> None:
 
 def _run(settings: Settings) -> None:
     from vistazo_server.server import serve  # noqa: PLC0415
+
+    # The engine's thread needs the interpreter's lock to hand over its rows, and a busy event loop keeps it
+    # for the switch interval: 5 ms by default, a third of a run of ResNet18.
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
 
     async def main() -> None:
         stop = asyncio.Event()

@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from vistazo_server.batcher import DynamicBatcher
 from vistazo_server.classifier import Classifier, PreprocessPool
 from vistazo_server.device import DeviceScheduler
+from vistazo_server.engine import Engine
 from vistazo_server.manifest import ModelSpec
 from vistazo_server.metrics import Metrics, ModelMetrics
 from vistazo_server.model import BatchLimit, OnnxModel
@@ -30,8 +30,7 @@ class ModelLoader:
     """Of one inference on the CPU."""
     metrics: Metrics
     pool: PreprocessPool
-    engine: Executor
-    """One thread: the device's."""
+    engine: Engine
     scheduler: DeviceScheduler
 
     @asynccontextmanager

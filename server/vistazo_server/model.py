@@ -1,9 +1,9 @@
 """OnnxModel: one ONNX Runtime session, run on its device's engine thread."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ import structlog
 from numpy.typing import NDArray
 
 from vistazo_server.batcher import Ran
+from vistazo_server.engine import Engine
 from vistazo_server.errors import ModelLoadError
 from vistazo_server.latency import LatencyModel
 from vistazo_server.manifest import ModelSpec
@@ -65,7 +66,7 @@ class OnnxModel:
         path: Path,
         spec: ModelSpec,
         *,
-        engine: Executor,
+        engine: Engine,
         device: Device,
         allow_cpu_fallback: bool,
         threads: int,
@@ -95,11 +96,15 @@ class OnnxModel:
 
     async def run(self, take: Callable[[], Sequence[NDArray[Any]]]) -> Ran:
         """Run a batch on the engine's thread; `take()` gives its samples, 0 to max_batch_size."""
-        return await asyncio.get_running_loop().run_in_executor(self._engine, self._run_taken, take)
+        # How many samples there will be is settled as the run begins; the largest batch is the safe guess.
+        return await self._engine.run(
+            functools.partial(self._run_taken, take),
+            expected_seconds=self.latency.seconds(self.max_batch_size),
+        )
 
     async def close(self) -> None:
         """Wait for the runs that were handed in, then free the session."""
-        await asyncio.get_running_loop().run_in_executor(self._engine, self._free)
+        await self._engine.run(self._free, expected_seconds=0.0)
 
     def _free(self) -> None:
         self._session = None

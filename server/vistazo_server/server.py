@@ -4,7 +4,6 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +29,7 @@ from vistazo_server.classification import ClassificationServicer
 from vistazo_server.classifier import PreprocessPool
 from vistazo_server.cpu import cpu_budget
 from vistazo_server.device import DeviceScheduler
+from vistazo_server.engine import Engine
 from vistazo_server.errors import StartupError
 from vistazo_server.interceptors import RpcInterceptor
 from vistazo_server.loader import ModelLoader
@@ -106,8 +106,8 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         threads = settings.threads or cpu_budget()
         pool = PreprocessPool(threads=settings.preprocess_threads or cpu_budget(), limit=settings.queue_limit)
         stack.callback(pool.close)
-        engine = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        stack.callback(engine.shutdown)
+        engine = Engine()
+        stack.callback(engine.close)
         scheduler = await stack.enter_async_context(DeviceScheduler())
         loader = ModelLoader(
             settings=settings,
