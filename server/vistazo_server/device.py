@@ -114,6 +114,8 @@ class DeviceScheduler:
             queue = self._choose()
             if queue is None:
                 await self._wait_for_change()
+                # One turn of the loop, no time: requests that arrived together with this one ride with it.
+                await asyncio.sleep(0)
                 continue
             run = queue.next_run(begins_at=self._clock() + self._residual())
             if run is not None:

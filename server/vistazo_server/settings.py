@@ -56,7 +56,7 @@ class Settings(BaseSettings):
 
     max_batch_size: NonNegativeInt = 0
     """Most samples in one batch, never more than the manifest's maximum. 0: measured at warm-up, the smallest
-    size that reaches 95 % of the best throughput."""
+    size that reaches 98 % of the best throughput."""
 
     slo_ms: NonNegativeFloat = 0.0
     """With max batch size 0: time in which requests should be answered. The largest batch then is the largest
