@@ -202,6 +202,7 @@ class DynamicBatcher:
         # In order of arrival; a request leaves from the middle in O(1) when it is cancelled or expires.
         self._queue: OrderedDict[PendingRequest, None] = OrderedDict()
         self._queued_samples = 0
+        self.arrivals = 0
         self._in_flight: set[PendingRequest] = set()
         self._closing = False
 
@@ -289,6 +290,7 @@ class DynamicBatcher:
         self._in_flight.add(request)
         was_empty, was_full = self._queued_samples == 0, self.has_full_batch()
         self._queued_samples += len(samples)
+        self.arrivals += len(samples)
         if was_empty or (self.has_full_batch() and not was_full):
             self._device.notify()
         try:

@@ -18,6 +18,12 @@ TIMER_RESOLUTION: Final = 0.0005
 # One batch runs, and one is ready to follow without a gap. Deeper would only decide earlier who rides.
 PIPELINE_DEPTH: Final = 2
 
+# A request takes a few turns of the event loop from grpc's poller to the queue. Measured with LeNet and 64
+# callers: with 2 quiet turns batches had one sample and 0.41 of an echo's rate was served, with 6 it was 0.56.
+# A turn of an idle loop takes about 10 µs.
+QUIET_TURNS: Final = 8
+MOST_TURNS: Final = 200
+
 log = structlog.get_logger(__name__)
 
 
@@ -33,6 +39,9 @@ class Run:
 
 class DeviceQueue(Protocol):
     """One model's queue, as the scheduler sees it."""
+
+    arrivals: int
+    """Samples that ever arrived."""
 
     def ready_at(self) -> float:
         """Return when the next batch may start, in the clock's time; infinity when nothing waits."""
@@ -114,14 +123,27 @@ class DeviceScheduler:
             queue = self._choose()
             if queue is None:
                 await self._wait_for_change()
-                # One turn of the loop, no time: requests that arrived together with this one ride with it.
-                await asyncio.sleep(0)
+                if not self._predicted:
+                    await self._let_arrive()
                 continue
             run = queue.next_run(begins_at=self._clock() + self._residual())
             if run is not None:
                 self._start(run)
                 # Let it hand its batch to the engine before the next is looked for.
                 await asyncio.sleep(0)
+
+    async def _let_arrive(self) -> None:
+        """Turn the event loop, which takes no time when it is idle, until nobody more arrives.
+
+        Requests that have reached the machine but not yet the queue ride together with the first of them.
+        """
+        quiet = 0
+        for _ in range(MOST_TURNS):
+            before = sum(queue.arrivals for queue in self._queues)
+            await asyncio.sleep(0)
+            quiet = 0 if sum(queue.arrivals for queue in self._queues) > before else quiet + 1
+            if quiet == QUIET_TURNS:
+                return
 
     def _start(self, run: Run) -> None:
         if not self._predicted:

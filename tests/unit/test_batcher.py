@@ -339,6 +339,7 @@ async def test_a_queue_that_breaks_does_not_stop_the_device_for_the_others(caplo
         """Ready once, and then raises."""
 
         asked = False
+        arrivals = 1
 
         def ready_at(self):
             return math.inf if self.asked else -math.inf
@@ -442,3 +443,17 @@ async def test_a_free_engine_still_refuses_what_it_never_could_do():
             await batcher.infer([sample(0)], deadline=now() + 0.9)
 
     assert engine.batches == []
+
+
+async def test_requests_that_reach_an_idle_engine_a_few_turns_of_the_loop_apart_ride_together():
+    engine = FakeEngine()
+    async with batching(engine) as batcher:
+        tasks = []
+        for value in range(3):
+            tasks.append(ask(batcher, value))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    assert engine.batches == [[0, 1, 2]]
+    assert engine.began == [0.0]
