@@ -19,7 +19,7 @@ TIMER_RESOLUTION: Final = 0.0005
 PIPELINE_DEPTH: Final = 2
 
 # A request takes a few turns of the event loop from grpc's poller to the queue. Measured with LeNet and 64
-# callers: with 2 quiet turns batches had one sample and 0.41 of an echo's rate was served, with 6 it was 0.56.
+# callers: with 2 quiet turns batches had one sample and 0.41 of an echo's rate was served, with 6 0.56.
 # A turn of an idle loop takes about 10 µs.
 QUIET_TURNS: Final = 8
 MOST_TURNS: Final = 200

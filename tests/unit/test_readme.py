@@ -43,3 +43,7 @@ def test_the_layout_names_every_module(package):
     modules = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py", "errors.py"}
 
     assert {module for module in modules if module not in README} == set()
+
+
+def test_no_placeholder_was_left_behind():
+    assert "@@" not in README
