@@ -17,6 +17,8 @@ from vistazo_export.onnx_export import normalisation_nodes
 
 LARGEST = float(np.finfo(np.float16).max)
 
+ZERO = numpy_helper.from_array(np.zeros(1, np.float16))
+
 
 def write_fp16(source: Path, target: Path) -> None:
     """Write the fp16 variant of the fp32 graph at `source` to `target`.
@@ -38,6 +40,9 @@ def write_fp16(source: Path, target: Path) -> None:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.FLOAT16
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            # Without a value it gives float32 zeros.
+            node.attribute.append(helper.make_attribute("value", ZERO))
 
     last = normalisation[-1]
     normalised, logits = last.output[0], f"{OUTPUT_TENSOR}_fp16"

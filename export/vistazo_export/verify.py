@@ -178,7 +178,7 @@ def _check_answers(
             return
     progress.stage("running")
     run_onnx(
-        open_session(model),
+        open_session(model, manifest.precision),
         sample_pixels(recipe.preset),
         batch_sizes_up_to(manifest.max_batch_size),
         BOUNDS[manifest.precision].spread,

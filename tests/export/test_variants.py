@@ -159,6 +159,18 @@ def test_fp16_computes_in_half_the_bytes_and_normalises_in_float(
     assert path.stat().st_size < 0.6 * (exported / network / "1" / "model.onnx").stat().st_size
 
 
+def test_fp16_makes_half_of_zeros_that_have_no_type(exported: Path, tmp_path: Path):
+    model = onnx.load(exported / "lenet" / "1" / "model.onnx")
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 10]), "shape"))
+    model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["shape"], ["zeros"], name="zeros"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "zeros"], ["logits"], name="add"))
+    onnx.save(model, tmp_path / "zeros.onnx")
+    write_fp16(tmp_path / "zeros.onnx", tmp_path / "half.onnx")
+
+    onnx.checker.check_model(tmp_path / "half.onnx", full_check=True)
+
+
 def test_fp16_refuses_a_weight_that_it_cannot_hold(exported: Path, tmp_path: Path):
     model = onnx.load(exported / "lenet" / "1" / "model.onnx")
     weight = next(t for t in model.graph.initializer if t.name == "network.features.0.weight")
