@@ -98,3 +98,8 @@ class StartupError(Exception):
 
 class ModelLoadError(Exception):
     """A model of the repository cannot be served; the message is one line that says why."""
+
+
+def one_line(error: Exception, *, characters: int) -> str:
+    """Return what a library's exception says, fit for one line of a message."""
+    return " ".join(str(error).split())[:characters] or type(error).__name__

@@ -8,7 +8,7 @@ from google.protobuf import json_format
 from PIL import Image
 
 from vistazo_proto import manifest_pb2
-from vistazo_server.errors import ModelLoadError
+from vistazo_server.errors import ModelLoadError, one_line
 from vistazo_server.preprocess import PreprocessSpec, ResizeMode
 
 FORMAT: Final = 1
@@ -59,7 +59,7 @@ def read_manifest(path: Path, *, name: str) -> ModelSpec:
     except FileNotFoundError:
         raise ModelLoadError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise ModelLoadError(f"{path} cannot be read: {one_line(error, characters=200)}") from None
     for wrong in _contradictions(manifest, name):
         raise ModelLoadError(f"{path}: {wrong}")
     return ModelSpec(

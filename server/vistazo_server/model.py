@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vistazo_server.batcher import Ran
 from vistazo_server.engine import Engine
-from vistazo_server.errors import ModelLoadError
+from vistazo_server.errors import ModelLoadError, one_line
 from vistazo_server.latency import LatencyModel
 from vistazo_server.manifest import ModelSpec
 from vistazo_server.session import PROVIDER, Device, create_session
@@ -177,7 +177,9 @@ class OnnxModel:
         try:
             rows = self._run(batch)
         except Exception as error:
-            raise ModelLoadError(f"{self._path} fails at batch {size}: {_one_line(error)}") from error
+            raise ModelLoadError(
+                f"{self._path} fails at batch {size}: {one_line(error, characters=300)}"
+            ) from error
         if rows.shape != (size, len(self._spec.labels)):
             raise ModelLoadError(f"{self._path} answers batch {size} with shape {rows.shape}")
         return time.monotonic() - started
@@ -216,7 +218,3 @@ def knee(table: Mapping[int, float]) -> int:
     """
     best = max(size / seconds for size, seconds in table.items())
     return min(size for size, seconds in table.items() if size / seconds >= best * (1 - KNEE_SHARE))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

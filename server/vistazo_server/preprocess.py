@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vistazo_server.errors import InvalidImageError
+from vistazo_server.errors import InvalidImageError, one_line
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
 """What Pillow may open. Every format more is a decoder more that strangers' bytes reach."""
@@ -105,7 +105,9 @@ class Preprocessor:
             TypeError,
             OverflowError,
         ) as error:
-            raise InvalidImageError(f"the image cannot be decoded: {_one_line(error)}") from error
+            raise InvalidImageError(
+                f"the image cannot be decoded: {one_line(error, characters=200)}"
+            ) from error
 
     def fit(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the model input for decoded pixels, uint8 H×W×C with 1 or 3 channels.
@@ -197,7 +199,3 @@ def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     left = round((image.width - width) / 2.0)
     top = round((image.height - height) / 2.0)
     return image.crop((left, top, left + width, top + height))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 import onnxruntime as ort
 
-from vistazo_server.errors import ModelLoadError, StartupError
+from vistazo_server.errors import ModelLoadError, StartupError, one_line
 
 Device = Literal["cpu", "cuda"]
 
@@ -56,7 +56,7 @@ def create_session(path: Path, *, device: Device, threads: int) -> ort.Inference
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        message = " ".join(str(error).split())[:300]
+        message = one_line(error, characters=300)
         raise ModelLoadError(f"{path} is not a model that ONNX Runtime can run: {message}") from error
 
 
