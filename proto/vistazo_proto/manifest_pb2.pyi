@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ModelManifest(_message.Message):
-    __slots__ = ("format", "name", "architecture", "input", "preprocessing", "output", "labels", "weights", "precision", "opset", "max_batch_size", "parity", "model_sha256", "model_bytes", "made_with")
+    __slots__ = ("format", "name", "architecture", "input", "preprocessing", "output", "labels", "weights", "precision", "opset", "max_batch_size", "parity", "model_sha256", "model_bytes", "made_with", "external_files")
     class MadeWithEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class ModelManifest(_message.Message):
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MADE_WITH_FIELD_NUMBER: _ClassVar[int]
+    EXTERNAL_FILES_FIELD_NUMBER: _ClassVar[int]
     format: int
     name: str
     architecture: str
@@ -46,7 +47,8 @@ class ModelManifest(_message.Message):
     model_sha256: str
     model_bytes: int
     made_with: _containers.ScalarMap[str, str]
-    def __init__(self, format: _Optional[int] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., precision: _Optional[str] = ..., opset: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., made_with: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    external_files: _containers.RepeatedCompositeFieldContainer[ExternalFile]
+    def __init__(self, format: _Optional[int] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., precision: _Optional[str] = ..., opset: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., made_with: _Optional[_Mapping[str, str]] = ..., external_files: _Optional[_Iterable[_Union[ExternalFile, _Mapping]]] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("tensor", "height", "width", "channels", "layout", "dtype")
@@ -116,10 +118,12 @@ class Weights(_message.Message):
         PRETRAINED: _ClassVar[Weights.Source]
         CHECKPOINT: _ClassVar[Weights.Source]
         UNTRAINED: _ClassVar[Weights.Source]
+        IMPORTED: _ClassVar[Weights.Source]
     SOURCE_UNSPECIFIED: Weights.Source
     PRETRAINED: Weights.Source
     CHECKPOINT: Weights.Source
     UNTRAINED: Weights.Source
+    IMPORTED: Weights.Source
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +133,16 @@ class Weights(_message.Message):
     url: str
     sha256: str
     def __init__(self, source: _Optional[_Union[Weights.Source, str]] = ..., name: _Optional[str] = ..., url: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class ExternalFile(_message.Message):
+    __slots__ = ("path", "bytes", "sha256")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    bytes: int
+    sha256: str
+    def __init__(self, path: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Parity(_message.Message):
     __slots__ = ("batch_sizes", "images", "max_abs_logit_diff", "max_rel_logit_diff", "top1_agreement", "tolerance")
