@@ -22,7 +22,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     default = "none" if field.default == "" else field.default
     help_text = f"{field.description}  [env: VISTAZO_{name.upper()}; default: {default}]"
     help_text = " ".join(help_text.split())
-    if field.annotation is bool:
+    if field.annotation in (bool, bool | None):
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help_text)
     return click.Option(
         [flag],
@@ -92,8 +92,11 @@ def _explain(error: ValidationError) -> str:
     """Return pydantic's findings as one line each, in the words of the command line."""
     lines = []
     for finding in error.errors():
-        name = str(finding["loc"][0]) if finding["loc"] else "settings"
         message = finding["msg"].removeprefix("Value error, ")
+        if not finding["loc"]:  # of several settings together; the message names them
+            lines.append(message)
+            continue
+        name = str(finding["loc"][0])
         lines.append(
             f"--{name.replace('_', '-')} (VISTAZO_{name.upper()}): {message}, got {finding['input']!r}"
         )

@@ -11,6 +11,8 @@
     │   ├── ModelNotReadyError
     │   └── DrainingError
     ├── DeadlineExceededError     DEADLINE_EXCEEDED    the caller's time ran out in the queue
+    ├── UnauthenticatedError      UNAUTHENTICATED      no token, or one that is not known
+    ├── PermissionDeniedError     PERMISSION_DENIED    a token without the scope that the RPC needs
     └── InferenceError            INTERNAL             the engine failed
 
 Raised where the fact is known, turned into a status once, in `interceptors`.
@@ -86,6 +88,18 @@ class DeadlineExceededError(ServingError):
     """The deadline passed while the request was queued."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class UnauthenticatedError(ServingError):
+    """The caller sent no bearer token, or one that is not known."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(ServingError):
+    """The caller's token is known, but not good for this RPC."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class InferenceError(ServingError):

@@ -1,15 +1,13 @@
 """The composition root: build, start, wait for the stop, drain, close in reverse."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from wsgiref.simple_server import WSGIServer
 
-import grpc
 import grpc.aio
 import onnxruntime
 import structlog
@@ -32,11 +30,13 @@ from vistazo_server.device import DeviceScheduler
 from vistazo_server.engine import Engine
 from vistazo_server.errors import StartupError
 from vistazo_server.interceptors import RpcInterceptor
+from vistazo_server.listener import Limits, bind, server_options
 from vistazo_server.loader import ModelLoader
 from vistazo_server.metrics import Metrics
 from vistazo_server.repository import ModelRepository
 from vistazo_server.session import choose_device
 from vistazo_server.settings import Settings
+from vistazo_server.tls import Certificates
 
 log = structlog.get_logger(__name__)
 
@@ -122,18 +122,17 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
             ModelRepository(settings.models, load_model=loader.open, on_state=on_state)
         )
         interceptor = RpcInterceptor(metrics)
-        grpc_server = grpc.aio.server(
-            interceptors=[interceptor], options=_channel_options(settings.max_message_mb << 20)
-        )
+        _warn_of_exposure(settings)
+        grpc_server = grpc.aio.server(interceptors=[interceptor], options=server_options(_limits(settings)))
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
             ClassificationServicer(repository, max_images=settings.max_images_per_request),
             grpc_server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
-        if settings.reflection:
+        if settings.answers_reflection:
             names = (CLASSIFICATION_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, grpc_server)
-        port = _bind(grpc_server, settings.listen)
+        port = bind(grpc_server, settings.listen, _certificates(settings))
 
         repository.find()
         settings.check_models([entry.name for entry in repository.entries()])
@@ -144,6 +143,7 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
             "listening",
             address=settings.listen,
             port=port,
+            tls=settings.tls_mode,
             metrics_port=metrics_port,
             device=device,
             threads=threads,
@@ -158,6 +158,32 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         stack.push_async_callback(_drain, settings, grpc_server, health_servicer, interceptor, loading)
         yield RunningServer(
             port=port, metrics_port=metrics_port, metrics=metrics, repository=repository, loading=loading
+        )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        message_bytes=settings.max_message_mb << 20,
+        connections=settings.max_connections,
+        streams=settings.max_streams_per_connection,
+        age_seconds=settings.max_connection_age_seconds,
+        age_grace_seconds=settings.max_connection_age_grace_seconds,
+    )
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def _warn_of_exposure(settings: Settings) -> None:
+    """Say what an operator might not have meant."""
+    if settings.is_exposed and settings.reflection is None:
+        log.info(
+            "reflection_off",
+            reason="plaintext on an address that others can reach",
+            to_have_it="--reflection",
         )
 
 
@@ -182,38 +208,6 @@ async def _drain(
     # shortens the first; the last answers are on their way by now and need a moment to leave.
     await grpc_server.stop(min(settings.grace_seconds, LINGER_SECONDS))
     await stopping
-
-
-def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        # A second server on the same port is a mistake to be told of, not to share requests with.
-        ("grpc.so_reuseport", 0),
-        # Clients that keep idle connections alive ping every 30 s; stricter, they are sent away with
-        # too_many_pings.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-    ]
-
-
-def _bind(grpc_server: grpc.aio.Server, address: str) -> int:
-    """Return the port that the server was bound to. Raises StartupError."""
-    host, _, port = address.rpartition(":")
-    try:
-        # grpc's core would write its own account of a failure to stderr; asked first, it never comes to that.
-        for family, kind, protocol, _, target in socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(target)
-        return grpc_server.add_insecure_port(address)
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "grpc could not bind it"
-        raise StartupError(f"cannot listen on {address}: {reason}; choose another with --listen") from error
 
 
 def _start_metrics(address: str, registry: CollectorRegistry, stack: AsyncExitStack) -> int | None:

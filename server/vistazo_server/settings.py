@@ -1,5 +1,6 @@
 """Every knob of the server, declared once: default, environment variable, flag, check and help."""
 
+import ipaddress
 import tomllib
 from collections.abc import Collection
 from functools import cached_property
@@ -14,6 +15,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -87,6 +89,31 @@ class Settings(BaseSettings):
     """Largest image that is decoded, in millions of pixels, checked before any pixel is: a file of a few
     kilobytes can claim gigabytes."""
 
+    max_connections: NonNegativeInt = 1000
+    """Most connections at a time; more are closed as they come. Keep it below the process's limit of open
+    files (ulimit -n). 0: no limit."""
+
+    max_streams_per_connection: PositiveInt = 1024
+    """Most RPCs at a time on one connection; a client that wants more waits."""
+
+    max_connection_age_seconds: NonNegativeFloat = 1800.0
+    """After about this long (±10 %) a connection is drained and its client connects anew, so that replicas
+    that came later get their share. 0: never."""
+
+    max_connection_age_grace_seconds: PositiveFloat = 300.0
+    """How long RPCs on such a connection may take to end, before it is cut. The longest that a stream, or a
+    caller that sends a byte now and then, can last."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate and those that lead to its authority. With it the port speaks
+    TLS only. Read again when it changes. None: plaintext."""
+
+    tls_key: Path | None = None
+    """PEM file with the private key of the TLS certificate, without a password."""
+
+    tls_client_ca: Path | None = None
+    """PEM file with the authorities whose clients may connect (mTLS). None: any client may."""
+
     drain_delay_seconds: NonNegativeFloat = 0.0
     """After SIGTERM: how long to go on serving while health says NOT_SERVING, so that load balancers
     notice."""
@@ -94,8 +121,9 @@ class Settings(BaseSettings):
     grace_seconds: NonNegativeFloat = 30.0
     """After the drain delay: how long accepted requests may take to finish."""
 
-    reflection: bool = True
-    """Answer gRPC server reflection, so that tools such as grpcurl need no .proto file."""
+    reflection: bool | None = None
+    """Answer gRPC server reflection, so that tools such as grpcurl need no .proto file. None: yes with TLS or
+    on a loopback address, else no."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged. debug adds a line for each request."""
@@ -119,6 +147,38 @@ class Settings(BaseSettings):
         if not address:
             raise ValueError("expected HOST:PORT, got an empty address")
         return address
+
+    @field_validator("tls_certificate", "tls_key", "tls_client_ca", mode="before")
+    @classmethod
+    def _empty_is_none(cls, path: object) -> object:
+        # A variable that a compose file passes on is there, and empty, when its user did not set it.
+        return None if path == "" else path
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            given, missing = ("certificate", "key") if self.tls_key is None else ("key", "certificate")
+            raise ValueError(f"expected --tls-{missing} beside --tls-{given}, got only the {given}")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("expected --tls-certificate and --tls-key beside --tls-client-ca, got neither")
+        return self
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether other machines can reach the gRPC port in plaintext."""
+        return self.tls_certificate is None and not _is_loopback(self.listen)
+
+    @property
+    def tls_mode(self) -> Literal["off", "tls", "mtls"]:
+        """What the gRPC port speaks."""
+        if self.tls_certificate is None:
+            return "off"
+        return "tls" if self.tls_client_ca is None else "mtls"
+
+    @property
+    def answers_reflection(self) -> bool:
+        """Whether reflection is on, by choice or by default."""
+        return not self.is_exposed if self.reflection is None else self.reflection
 
     def for_model(self, name: str) -> Self:
         """Return the settings of one model: its own where the file of model settings has any."""
@@ -155,3 +215,11 @@ class Settings(BaseSettings):
             message = f"{finding['loc'][0]}: {finding['msg']}, got {finding['input']!r}"
             raise StartupError(f"{where} {message}") from None
         return {key: getattr(checked, key) for key in table}
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -78,21 +78,37 @@ def settings_for(models: Path, **overrides: Any) -> Settings:
 
 
 @asynccontextmanager
-async def serving(models: Path, *, wait: bool = True, **overrides: Any) -> AsyncIterator[Serving]:
-    """Hold a server of the repository `models`; with `wait`, its models are loaded (or failed) already."""
+async def serving(
+    models: Path, *, wait: bool = True, credentials: grpc.ChannelCredentials | None = None, **overrides: Any
+) -> AsyncIterator[Serving]:
+    """Hold a server of the repository `models`; with `wait`, its models are loaded (or failed) already.
+
+    With `credentials` the channel to it speaks TLS.
+    """
     async with running(settings_for(models, **overrides)) as server:
         if wait:
             await server.loading
-        async with grpc.aio.insecure_channel(
-            f"127.0.0.1:{server.port}",
-            options=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)],
-        ) as channel:
+        async with open_channel(server.port, credentials) as channel:
             yield Serving(
                 server,
                 channel,
                 pb_grpc.ClassificationServiceStub(channel),
                 health_pb2_grpc.HealthStub(channel),
             )
+
+
+def open_channel(port: int, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """Return a channel of its own connection to a server on this machine."""
+    address = f"127.0.0.1:{port}"
+    options = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", -1),
+        # Else two channels with the same options share one connection.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 async def occupy(server: Serving, image: pb.Image) -> list[asyncio.Task[Any]]:

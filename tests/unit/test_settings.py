@@ -99,3 +99,26 @@ def test_settings_for_a_model_that_is_not_there_are_refused(model_settings):
 def test_a_missing_file_of_model_settings_is_refused(tmp_path):
     with pytest.raises(StartupError, match="cannot be read"):
         Settings(model_settings=tmp_path / "missing.toml").for_model("any")
+
+
+# Reflection
+
+
+@pytest.mark.parametrize(
+    ("listen", "tls", "asked", "answers"),
+    [
+        ("127.0.0.1:8001", False, None, True),
+        ("localhost:8001", False, None, True),
+        ("[::1]:8001", False, None, True),
+        ("0.0.0.0:8001", False, None, False),
+        ("[::]:8001", False, None, False),
+        ("inference.example:8001", False, None, False),
+        ("0.0.0.0:8001", True, None, True),
+        ("0.0.0.0:8001", False, True, True),
+        ("127.0.0.1:8001", True, False, False),
+    ],
+)
+def test_reflection_is_off_in_plaintext_where_others_reach_it_unless_asked_for(listen, tls, asked, answers):
+    files = {"tls_certificate": "server.crt", "tls_key": "server.key"} if tls else {}
+
+    assert Settings(listen=listen, reflection=asked, **files).answers_reflection is answers
