@@ -1,6 +1,6 @@
-"""`vistazo export` and `vistazo verify`: arguments in, one call per model, a table out.
+"""`vistazo export`, `vistazo import` and `vistazo verify`: arguments in, one call per model, a table out.
 
-Both join the `vistazo` command as plug-ins, so this module imports without torch; that comes with the
+All join the `vistazo` command as plug-ins, so this module imports without torch; that comes with the
 first model.
 """
 
@@ -137,6 +137,107 @@ def export_command(
     report.show()
     if report.failures:
         raise click.exceptions.Exit(1)
+
+
+@click.command("import")
+@click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", required=True, help="Name in the repository.")
+@click.option(
+    "--models",
+    "repository",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="The model repository; created where it does not exist.",
+)
+@click.option(
+    "--preprocess",
+    metavar="imagenet|none|FILE",
+    default="",
+    help="How an image becomes the input: torchvision's usual way; not at all, so that the model is served "
+    "over Open Inference only; or as a TOML or JSON file says, whose keys are the manifest's "
+    "preprocessing fields.",
+)
+@click.option(
+    "--labels", metavar="imagenet|FILE", default="", help="Class labels, one per line; by default numbers."
+)
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Of the input.")
+@click.option(
+    "--size", metavar="HEIGHT[xWIDTH]", default="", help="Of the input, in pixels, where the graph takes any."
+)
+@click.option("--channels", type=click.Choice(["1", "3"]), help="Of the input: grey or colour.")
+@click.option("--output", metavar="NAME", default="", help="The output that scores the classes.")
+@click.option(
+    "--output-kind",
+    type=click.Choice(["logits", "probabilities"]),
+    help="What the scores are; by default found out by running the graph.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    help="The largest batch that is checked and that a server may run; 1 where the graph fixes it.",
+)
+@click.option("--force", is_flag=True, help="Publish a new version though nothing has changed.")
+def import_command(
+    *,
+    model: Path,
+    name: str,
+    repository: Path,
+    preprocess: str,
+    labels: str,
+    layout: str | None,
+    size: str,
+    channels: str | None,
+    output: str,
+    output_kind: str | None,
+    max_batch: int,
+    force: bool,
+) -> None:
+    """Import an ONNX classifier that was made elsewhere into a model repository.
+
+    The file is copied as it is, with the files of its weights, once it proved to run. Names, layout, type
+    and batch are read from the graph; what it does not tell is asked for.
+    """
+    edges = _edges(size)
+    from vistazo_export.image_input import ImageOptions  # noqa: PLC0415 - torch, as above
+    from vistazo_export.importer import ImportRequest, import_model  # noqa: PLC0415
+    from vistazo_export.report import Report  # noqa: PLC0415
+
+    request = ImportRequest(
+        model=model,
+        name=name,
+        repository=repository,
+        preprocess=preprocess,
+        labels=labels,
+        image=ImageOptions(layout or "", edges, None if channels is None else int(channels)),
+        output=output,
+        output_kind=output_kind or "",
+        max_batch_size=max_batch,
+        force=force,
+    )
+    report = Report()
+    started = time.monotonic()
+    with _terminated_like_interrupted(), report.watching(1), report.model(name) as progress:
+        try:
+            report.add_exported(import_model(request, progress), "imported")
+        except ExportError as error:
+            report.add_failure(name, str(error), time.monotonic() - started)
+    report.show()
+    if report.failures:
+        raise click.exceptions.Exit(1)
+
+
+def _edges(size: str) -> tuple[int, int] | None:
+    """Return height and width in `size`, such as "224" or "224x320"; None for an empty one."""
+    if not size:
+        return None
+    edges = size.lower().split("x")
+    if len(edges) > 2 or not all(edge.isascii() and edge.isdecimal() and int(edge) > 0 for edge in edges):
+        raise click.BadParameter(f"{size!r} is not such as 224 or 224x320", param_hint="--size")
+    return int(edges[0]), int(edges[-1])
 
 
 @click.command("verify")

@@ -43,3 +43,7 @@ class ParityError(ExportError):
 
 class RepositoryError(ExportError):
     """The model repository cannot be read or written."""
+
+
+class UndecidedError(ExportError):
+    """A graph does not tell what must be known of it; the text names the option that does."""

@@ -13,6 +13,7 @@ from vistazo_export.checkpoint import read_labels
 from vistazo_export.download import sha256_of
 from vistazo_export.errors import ExportError, RepositoryError, WeightsUnavailableError
 from vistazo_export.half import write_fp16
+from vistazo_export.imported import check_external_files
 from vistazo_export.manifest import describes, plan_manifest, read_manifest, triton_config, write_manifest
 from vistazo_export.onnx_export import check_onnx, write_onnx
 from vistazo_export.parity import measure_parity
@@ -65,8 +66,8 @@ class ExportedModel:
 
 
 @dataclass(frozen=True)
-class _Existing:
-    """The newest version of a model, its file checked against its manifest."""
+class ExistingVersion:
+    """The newest version of a model, its files checked against its manifest."""
 
     manifest: ModelManifest
     version: int
@@ -80,13 +81,12 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
     """
     started = time.monotonic()
     name = request.model_name
-    if not MODEL_NAME.fullmatch(name):
-        raise ExportError(f"{name!r} is no model name: letters, digits, '.', '_' and '-' only")
+    check_name(name)
     progress.stage("resolving")
     labels = None if request.labels is None else read_labels(request.labels)
     recipe = zoo.resolve(request.architecture, request.weights, labels)
     calibration = _calibration(request, recipe)
-    newest = _newest(request.repository, name)
+    newest = newest_version(request.repository, name)
 
     def plan(recipe: zoo.Recipe) -> ModelManifest:
         return plan_manifest(
@@ -97,7 +97,7 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
             calibration=calibration.summary if calibration else "",
         )
 
-    def unchanged(existing: _Existing) -> ExportedModel:
+    def unchanged(existing: ExistingVersion) -> ExportedModel:
         repo.repair_config(request.repository, name, triton_config(existing.manifest))
         return ExportedModel(existing.manifest, existing.version, time.monotonic() - started, published=False)
 
@@ -130,6 +130,29 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
         progress.stage("publishing")
         version = repo.publish(staged, request.repository)
     return ExportedModel(manifest, version, time.monotonic() - started, published=True)
+
+
+def check_name(name: str) -> None:
+    """Raise ExportError where `name` cannot be a model's."""
+    if not MODEL_NAME.fullmatch(name):
+        raise ExportError(f"{name!r} is no model name: letters, digits, '.', '_' and '-' only")
+
+
+def newest_version(repository: Path, name: str) -> ExistingVersion | None:
+    """Return the newest version of a model, or None where there is none or it is damaged."""
+    versions = repo.model_versions(repository / name)
+    if not versions:
+        return None
+    folder = repository / name / str(versions[-1])
+    try:
+        manifest = read_manifest(folder / repo.MANIFEST_FILE)
+        model = folder / repo.MODEL_FILE
+        if manifest.model_sha256 != sha256_of(model):
+            return None
+        check_external_files(folder, manifest)
+    except (RepositoryError, OSError):
+        return None
+    return ExistingVersion(manifest, versions[-1])
 
 
 def _calibration(request: ExportRequest, recipe: zoo.Recipe) -> CalibrationSet | None:
@@ -186,19 +209,3 @@ def _write_variant(
 
     progress.stage("calibrating on " + calibration.summary)
     write_int8(full, model, calibration.batches(network.recipe.preset))
-
-
-def _newest(repository: Path, name: str) -> _Existing | None:
-    """Return the newest version of a model, or None where there is none or it is damaged."""
-    versions = repo.model_versions(repository / name)
-    if not versions:
-        return None
-    folder = repository / name / str(versions[-1])
-    try:
-        manifest = read_manifest(folder / repo.MANIFEST_FILE)
-        model = folder / repo.MODEL_FILE
-        if manifest.model_sha256 != sha256_of(model):
-            return None
-    except (RepositoryError, OSError):
-        return None
-    return _Existing(manifest, versions[-1])

@@ -105,7 +105,14 @@ def write_manifest(path: Path, manifest: ModelManifest) -> None:
 
 
 def triton_config(manifest: ModelManifest) -> str:
-    """Return the config.pbtxt with which Triton serves the same model folder."""
+    """Return the config.pbtxt with which Triton serves the same model folder.
+
+    Of an imported graph, Triton reads inputs and outputs itself.
+    """
+    if manifest.weights.source == WeightsRecord.IMPORTED:
+        # 0, for Triton: the shapes in the graph include the batch.
+        batch = manifest.max_batch_size if manifest.max_batch_size > 1 else 0
+        return f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: {batch}\n'
     size = manifest.input
     return (
         f'name: "{manifest.name}"\n'

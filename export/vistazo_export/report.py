@@ -90,9 +90,9 @@ class Report:
             self._bars.remove_task(download)
         self._bars.advance(self._all_models)
 
-    def add_exported(self, exported: ExportedModel) -> None:
+    def add_exported(self, exported: ExportedModel, verb: str = "exported") -> None:
         """Add the row of a model that is in the repository now."""
-        status = "[green]exported[/]" if exported.published else "unchanged"
+        status = f"[green]{verb}[/]" if exported.published else "unchanged"
         self._add(exported.manifest, exported.version, exported.manifest.parity, exported.seconds, status)
 
     def add_verified(self, verification: Verification) -> None:
@@ -156,6 +156,9 @@ class Report:
         if manifest.weights.source == WeightsRecord.UNTRAINED:
             self._untrained.append(manifest.name)
             weights = f"[yellow]UNTRAINED[/] ({weights})"
+        if manifest.weights.source == WeightsRecord.IMPORTED:
+            parity, no_parity = None, "nothing to compare with"
+        size = manifest.model_bytes + sum(file.bytes for file in manifest.external_files)
         agreement = top1 = ""
         if parity is not None:
             agreement = f"{parity.max_abs_logit_diff:.1e} ({parity.max_rel_logit_diff:.1e} relative)"
@@ -166,7 +169,7 @@ class Report:
                 str(version),
                 weights,
                 manifest.precision,
-                f"{manifest.model_bytes / 1e6:.1f} MB",
+                f"{size / 1e6:.1f} MB",
                 agreement or escape(no_parity),
                 top1,
                 f"{seconds:.1f}",

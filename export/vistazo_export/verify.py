@@ -10,8 +10,10 @@ from vistazo_export import repository as repo
 from vistazo_export import zoo
 from vistazo_export.download import sha256_of
 from vistazo_export.errors import ExportError, RepositoryError, WeightsError, WeightsUnavailableError
+from vistazo_export.imported import check_external_files, check_imported
 from vistazo_export.manifest import read_manifest, triton_config
 from vistazo_export.onnx_export import check_onnx
+from vistazo_export.onnx_interface import check_model, read_interface
 from vistazo_export.parity import (
     BOUNDS,
     MOST_BATCH_SIZE,
@@ -92,10 +94,11 @@ def verify_model(
         model = folder / repo.MODEL_FILE
         _check_file(model, manifest)
         progress.stage("checking")
-        opset = check_onnx(model, manifest)
-        if opset != manifest.opset:
-            result.problems.append(f"the graph has opset {opset}, the manifest says {manifest.opset}")
-        _check_answers(result, model, manifest, weights_files, weights_mirror, progress)
+        if manifest.weights.source == WeightsRecord.IMPORTED:
+            _check_imported(result, model, manifest, progress)
+        else:
+            _check_opset(result, check_onnx(model, manifest), manifest)
+            _check_answers(result, model, manifest, weights_files, weights_mirror, progress)
     result.seconds = time.monotonic() - started
     return result
 
@@ -108,6 +111,8 @@ def _check_record(result: Verification, manifest: ModelManifest) -> None:
     if labels != classes:
         raise RepositoryError(f"the manifest has {labels} labels for {classes} classes")
     preprocessing, size = manifest.preprocessing, manifest.input
+    if manifest.HasField("input") != manifest.HasField("preprocessing"):
+        raise RepositoryError("the manifest has only one of input and preprocessing")
     if (preprocessing.crop_height, preprocessing.crop_width) != (size.height, size.width):
         result.problems.append(
             f"the manifest crops to {preprocessing.crop_height}×{preprocessing.crop_width} "
@@ -129,6 +134,21 @@ def _check_triton_config(result: Verification, repository: Path, manifest: Model
         result.problems.append(f"{config.name} is missing")
     elif config.read_text(encoding="utf-8", errors="replace") != triton_config(manifest):
         result.problems.append(f"{config.name} does not go with the manifest")
+
+
+def _check_opset(result: Verification, opset: int, manifest: ModelManifest) -> None:
+    if opset != manifest.opset:
+        result.problems.append(f"the graph has opset {opset}, the manifest says {manifest.opset}")
+
+
+def _check_imported(result: Verification, model: Path, manifest: ModelManifest, progress: Progress) -> None:
+    """Check what can be of a graph that was not made here; raise where it does not do what was promised."""
+    check_external_files(model.parent, manifest)
+    check_model(model)
+    interface = read_interface(model)
+    _check_opset(result, interface.opset, manifest)
+    progress.stage("running")
+    check_imported(model, interface, manifest)
 
 
 def _check_file(model: Path, manifest: ModelManifest) -> None:

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from vistazo_export.cli import export_command, verify_command
+from vistazo_export.cli import export_command, import_command, verify_command
 from vistazo_export.exporter import ExportRequest, export_model
 
 # Small, so that each costs seconds: the embedded one, ours, and one of torchvision's.
@@ -51,7 +51,7 @@ def edit_manifest(repository: Path) -> Callable[[Callable[[dict], object]], None
 @pytest.fixture
 def vistazo() -> Iterator[Callable[..., Result]]:
     """Run a command in this process: `vistazo("export", "lenet", "--models", folder)`."""
-    group = click.Group("vistazo", commands=[export_command, verify_command])
+    group = click.Group("vistazo", commands=[export_command, import_command, verify_command])
 
     def run(*arguments: object) -> Result:
         result = CliRunner().invoke(group, [str(argument) for argument in arguments])
