@@ -58,6 +58,10 @@ def server_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        # Of the ping itself: with the timeout above alone, a connection that answers nothing stays (tried
+        # with grpcio 1.85); the other is for a client that never acknowledges the server's settings.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        ("grpc.http2.settings_timeout", KEEPALIVE_TIMEOUT_SECONDS * 1000),
     ]
     if limits.connections:
         options.append(("grpc.max_allowed_incoming_connections", limits.connections))
