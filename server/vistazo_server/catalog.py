@@ -13,10 +13,26 @@ class ModelState(Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
+    UNLOADING = "unloading"
+    """Takes no new request, and finishes those that it has."""
+    UNAVAILABLE = "unavailable"
+    """Not in the catalog: unloaded, removed, or in the folder and never loaded."""
 
 
 def _no_latencies() -> Mapping[int, float]:
     return {}
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """One model version in the index of the repository, loaded or not."""
+
+    name: str
+    version: str
+    state: ModelState
+    """READY, LOADING, UNLOADING or UNAVAILABLE, as in Triton's index: what failed is unavailable."""
+    reason: str
+    """Why it is unavailable, in one line; empty otherwise."""
 
 
 @dataclass(slots=True)
@@ -27,7 +43,7 @@ class CatalogEntry:
     version: str
     state: ModelState = ModelState.LOADING
     reason: str = ""
-    """Why it failed, in one line."""
+    """Why it failed, or why its changed files do not serve, in one line."""
     spec: ModelSpec | None = None
     """None until the manifest was read."""
     max_batch_size: int = 0

@@ -74,8 +74,8 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
 
     async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> pb.ClassifyResponse:
         command = codec.decode_request(request, max_images=self._max_images)
-        classifier = self._repository.get(command.model, command.version)
-        classified = await classifier.classify(command.images, top_k=command.top_k, deadline=deadline)
+        with self._repository.lease(command.model, command.version) as classifier:
+            classified = await classifier.classify(command.images, top_k=command.top_k, deadline=deadline)
         return codec.encode_response(classifier.spec.name, classifier.version, classified)
 
     async def _stream_answer(

@@ -17,6 +17,9 @@ _STATES = {
     ModelState.LOADING: pb.LOADING,
     ModelState.READY: pb.READY,
     ModelState.FAILED: pb.FAILED,
+    ModelState.UNLOADING: pb.UNLOADING,
+    # In no catalog, so in no answer; an entry that leaves it meanwhile was unloading.
+    ModelState.UNAVAILABLE: pb.UNLOADING,
 }
 
 

@@ -13,6 +13,7 @@
     ├── DeadlineExceededError     DEADLINE_EXCEEDED    the caller's time ran out in the queue
     ├── UnauthenticatedError      UNAUTHENTICATED      no token, or one that is not known
     ├── PermissionDeniedError     PERMISSION_DENIED    a token without the scope that the RPC needs
+    ├── ModelControlError         FAILED_PRECONDITION  a load or unload that cannot be done as things are
     └── InferenceError            INTERNAL             the engine failed
 
 Raised where the fact is known, turned into a status once, in `interceptors`.
@@ -102,6 +103,12 @@ class PermissionDeniedError(ServingError):
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
+class ModelControlError(ServingError):
+    """A load or unload that cannot be done until something changes: the files, or the server's settings."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class InferenceError(ServingError):
     """The engine failed; the stack is in the log, not in the message."""
 
@@ -112,6 +119,10 @@ class StartupError(Exception):
 
 class ModelLoadError(Exception):
     """A model of the repository cannot be served; the message is one line that says why."""
+
+
+class RepositoryUnreadableError(Exception):
+    """The model repository, or a model's folder in it, cannot be read now; the message is one line."""
 
 
 def one_line(error: Exception, *, characters: int) -> str:

@@ -15,7 +15,7 @@ from vistazo_server.manifest import ModelSpec
 from vistazo_server.metrics import Metrics, ModelMetrics
 from vistazo_server.model import BatchLimit, OnnxModel
 from vistazo_server.preprocess import Preprocessor
-from vistazo_server.repository import LoadedModel
+from vistazo_server.rollout import LoadedModel
 from vistazo_server.session import Device
 from vistazo_server.settings import Settings
 

@@ -21,6 +21,8 @@ BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 OUTCOMES: Final = ("ok", "invalid", "rejected", "deadline", "cancelled", "error")
 """How an inference request can end; `rejected` is the server's load, `error` its failure."""
 
+LOAD_OUTCOMES: Final = ("ok", "failed")
+
 STAGES: Final = ("queue", "preprocess", "compute", "postprocess")
 
 _MODEL: Final = ("model", "version")
@@ -88,7 +90,7 @@ class Metrics:
         )
         self.model_ready = Gauge(
             "vistazo_model_ready",
-            "1: the model answers; 0: it is loading or failed",
+            "1: the version answers; 0: it is loading, failed, or being unloaded",
             _MODEL,
             registry=registry,
         )
@@ -98,6 +100,18 @@ class Metrics:
             _MODEL,
             registry=registry,
         )
+        self.model_loads = Counter(
+            "vistazo_model_loads_total",
+            "Attempts to load a version of the model, by how they ended",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.repository_readable = Gauge(
+            "vistazo_repository_readable",
+            "1: the model repository could be read when it was last looked at; 0: it could not",
+            registry=registry,
+        )
+        self.repository_readable.set(1)
         self.decode_failures = Counter(
             "vistazo_image_decode_failures_total", "Images that could not be used", _MODEL, registry=registry
         )
@@ -117,6 +131,44 @@ class Metrics:
         self._build_info = Gauge(
             "vistazo_build_info", "Always 1", ("version", "onnxruntime", "device"), registry=registry
         )
+
+        # The sizes of each version's latency table, to remove their series with it.
+        self._batch_sizes: dict[tuple[str, str], set[str]] = {}
+
+    def load_ended(self, model: str, *, ok: bool) -> None:
+        """Count an attempt to load a version of `model`."""
+        for outcome in LOAD_OUTCOMES:
+            self.model_loads.labels(model, outcome).inc(int(ok == (outcome == "ok")))
+
+    def watch_latency(self, model: str, version: str, sizes: Mapping[int, Callable[[], float]]) -> None:
+        """Read a version's latency table at each scrape, instead of the one that it had before."""
+        self._forget_latency(model, version)
+        for size, seconds in sizes.items():
+            self.batch_latency.labels(model, version, str(size)).set_function(seconds)
+        self._batch_sizes[model, version] = {str(size) for size in sizes}
+
+    def forget_version(self, model: str, version: str) -> None:
+        """Remove every series of a version that is no longer served, and with them what they read from."""
+        for family in (
+            *(self.samples, self.batches, self.batch_size, self.request_seconds, self.decode_failures),
+            *(self.queue_samples, self.queue_limit, self.in_flight, self.predicted_wait),
+            *(self.model_ready, self.model_load_seconds),
+        ):
+            family.remove(model, version)
+        for outcome in OUTCOMES:
+            self.requests.remove(model, version, outcome)
+        for stage in STAGES:
+            self.stage_seconds.remove(model, version, stage)
+        self._forget_latency(model, version)
+
+    def forget_model(self, model: str) -> None:
+        """Remove the series of a model that is gone from the repository."""
+        for outcome in LOAD_OUTCOMES:
+            self.model_loads.remove(model, outcome)
+
+    def _forget_latency(self, model: str, version: str) -> None:
+        for size in self._batch_sizes.pop((model, version), ()):
+            self.batch_latency.remove(model, version, size)
 
     def set_build_info(self, *, onnxruntime: str, device: str) -> None:
         """Say what is running."""
@@ -179,5 +231,4 @@ class ModelMetrics:
 
     def watch_latency(self, sizes: Mapping[int, Callable[[], float]]) -> None:
         """Read the latency table at each scrape: batch size → its current estimate."""
-        for size, seconds in sizes.items():
-            self._metrics.batch_latency.labels(*self._labels, str(size)).set_function(seconds)
+        self._metrics.watch_latency(*self._labels, sizes)

@@ -1,63 +1,60 @@
-"""ModelRepository: finds the models of a folder, verifies them, loads them, and hands them out."""
+"""ModelRepository: the models of a folder: finds them, hands them out, loads and unloads them."""
 
 import asyncio
-import hashlib
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
-from vistazo_server.catalog import CatalogEntry, ModelState
-from vistazo_server.classifier import Classifier
+from vistazo_server.catalog import CatalogEntry, IndexRow, ModelState
 from vistazo_server.errors import (
+    DrainingError,
     InvalidRequestError,
-    ModelLoadError,
+    ModelControlError,
     ModelNotFoundError,
-    ModelNotReadyError,
+    RepositoryUnreadableError,
+    ServingError,
     StartupError,
 )
-from vistazo_server.manifest import ModelSpec, read_manifest
+from vistazo_server.folder import FoundVersions, RepositoryFolder, check_model_name
+from vistazo_server.rollout import LoadModel, RepositoryObserver, Rollout, ServedVersion, all_ended
+from vistazo_server.served_model import ServedModel
+from vistazo_server.versions import VersionPolicy
 
 log = structlog.get_logger(__name__)
 
-_HASH_CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model version that answers."""
-
-    classifier: Classifier
-    max_batch_size: int
-    device: str
-    latencies: Callable[[], Mapping[int, float]]
-
-
-LoadModel = Callable[[Path, ModelSpec, str], AbstractAsyncContextManager[LoadedModel]]
-"""Opens model.onnx at the path, of the spec and version; leaving the context drains and frees it."""
-
-OnState = Callable[[CatalogEntry], None]
-"""Told each time an entry changes state."""
+Change = Callable[[ServedModel], Coroutine[Any, Any, None]]
 
 
 class ModelRepository:
-    """The models below `root`, each `<name>/<version>/model.onnx` with a manifest.json.
+    """The models below a folder, each `<name>/<version>/model.onnx` with a manifest.json.
 
-    The highest version of each is served. Use as `async with`; leaving it closes every model.
+    `policy_for` says which versions of a model are served. `explicit`: callers may load and unload.
+
+    Changes of one model are made one after the other, and each ends when what it replaced is freed: at any
+    time at most two instances of a version are in memory. A change goes on when the caller that asked for
+    it goes. Use as `async with`; leaving it closes every model.
     """
 
-    def __init__(self, root: Path, *, load_model: LoadModel, on_state: OnState) -> None:
-        self._root = root
-        self._load_model = load_model
-        self._on_state = on_state
-        self._entries: dict[str, CatalogEntry] = {}
-        self._loaded: dict[str, LoadedModel] = {}
-        self._stack = AsyncExitStack()
+    def __init__(
+        self,
+        root: Path,
+        *,
+        load_model: LoadModel,
+        policy_for: Callable[[str], VersionPolicy],
+        observer: RepositoryObserver,
+        explicit: bool = False,
+    ) -> None:
+        self._folder = RepositoryFolder(root)
+        self._rollout = Rollout(self._folder, load_model=load_model, observer=observer)
+        self._policy_for = policy_for
+        self._observer = observer
+        self._explicit = explicit
+        self._models: dict[str, ServedModel] = {}
+        self._changes: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,135 +62,228 @@ class ModelRepository:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loaded.clear()
-        await self._stack.aclose()
+        await self.stop_changes()
+        for model in self._models.values():
+            model.abandon()
+        await self._rollout.finish()
 
-    def find(self) -> None:
-        """Enter the highest version of each model as LOADING. Raises StartupError when there is none."""
-        if not self._root.is_dir():
-            raise StartupError(
-                f"the model repository {self._root} is no folder; make one with "
-                f"`vistazo export resnet18 --models {self._root}` or name another with --models"
-            )
-        for folder in sorted(self._root.iterdir()):
-            if folder.name.startswith(".") or not folder.is_dir():
-                continue
-            versions = [
-                int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()
-            ]
-            if versions:
-                entry = CatalogEntry(folder.name, str(max(versions)))
-                self._entries[entry.name] = entry
-                self._on_state(entry)
-        if not self._entries:
-            raise StartupError(
-                f"the model repository {self._root} has no <name>/<version>/ folder; fill it with "
-                f"`vistazo export resnet18 --models {self._root}`"
-            )
+    async def stop_changes(self) -> None:
+        """End the changes that are under way, and refuse others; what serves goes on serving."""
+        self._stopping = True
+        for task in self._changes:
+            task.cancel()
+        await all_ended(self._changes)
 
-    async def load(self) -> None:
-        """Load every model that was found, one after the other; one that fails leaves the others serving.
+    # Start
+
+    def find(self, names: Collection[str] | None = None, *, may_be_empty: bool = False) -> None:
+        """Enter what is to be loaded at the start as LOADING: the models `names`, or all that there are.
+
+        Reads the disk. Raises StartupError when a name, or everything, is missing.
+        """
+        root = self._folder.root
+        if not root.is_dir():
+            raise StartupError(
+                f"the model repository {root} is no folder; make one with "
+                f"`vistazo export resnet18 --models {root}` or name another with --models"
+            )
+        try:
+            seen = self._folder.scan()
+        except RepositoryUnreadableError as error:
+            raise StartupError(f"the model repository {error}") from error
+        if not seen and not may_be_empty:
+            raise StartupError(
+                f"the model repository {root} has no <name>/<version>/ folder; fill it with "
+                f"`vistazo export resnet18 --models {root}`"
+            )
+        for name in seen if names is None else names:
+            if name not in seen:
+                raise StartupError(
+                    f"the model {_quoted(name)} is not in the repository {root}; it has {_list(seen)}"
+                )
+            versions = seen[name]
+            if versions is None:
+                log.error("model_unreadable", model=name)
+            else:
+                self._models[name] = self._new(name)
+                self._models[name].enter(versions)
+
+    async def start(self) -> None:
+        """Load what was found, one after the other; one that fails leaves the others serving.
 
         Raises StartupError when all failed.
         """
-        for entry in self._entries.values():
-            await self._load(entry)
-        if not self._loaded:
-            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in self._entries.values())
-            raise StartupError(f"none of the models in {self._root} could be loaded: {reasons}")
+
+        async def load(model: ServedModel) -> None:
+            if model.entries:  # else a caller has unloaded it already
+                await model.follow(model.found)
+
+        for name in list(self._models):
+            await self._exclusively(name, load)
+        failed = [entry for entry in self.entries() if entry.state is ModelState.FAILED]
+        if failed and not any(model.is_serving for model in self._models.values()):
+            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in failed)
+            raise StartupError(f"none of the models in {self._folder.root} could be loaded: {reasons}")
+
+    # What there is
+
+    def names(self) -> list[str]:
+        """Return the names of the models that are in the catalog."""
+        return [model.name for model in self._models.values() if model.entries]
 
     def entries(self) -> list[CatalogEntry]:
-        """Return every model version, by name."""
-        return list(self._entries.values())
+        """Return every model version in the catalog, by name and version."""
+        entries = [entry for model in self._models.values() for entry in model.entries.values()]
+        return sorted(entries, key=lambda entry: (entry.name, int(entry.version)))
 
     def entry(self, name: str, version: str = "") -> CatalogEntry:
-        """Return one model version; an empty version means the highest. Raises ModelNotFoundError."""
-        entry = self._entries.get(name)
-        if entry is None:
-            raise ModelNotFoundError(
-                f"model: {_quoted(name)} is not in the repository; it has {self._names()}"
-            )
-        if version not in ("", entry.version):
-            raise ModelNotFoundError(
-                f"version: {_quoted(version)} of {name} is not served; version {entry.version} is"
-            )
-        return entry
+        """Return one model version; an empty version means the highest that is ready, else the highest.
 
-    def get(self, name: str, version: str = "") -> Classifier:
-        """Return the model to ask; an empty name means the only one.
-
-        Raises ModelNotFoundError, ModelNotReadyError, or InvalidRequestError when the name is left out and
-        there are several.
+        Raises ModelNotFoundError, or ModelNotReadyError when the model is not loaded at all.
         """
-        if not name:
-            if len(self._entries) > 1:
-                raise InvalidRequestError(f"model: expected the name of one of {self._names()}, got none")
-            name = next(iter(self._entries))
-        entry = self.entry(name, version)
-        loaded = self._loaded.get(entry.name)
-        if loaded is None:
-            reason = f"failed to load: {entry.reason}" if entry.state is ModelState.FAILED else "is loading"
-            raise ModelNotReadyError(f"model {entry.name} {reason}")
-        return loaded.classifier
+        return self._known(name).entry(version)
 
-    async def _load(self, entry: CatalogEntry) -> None:
-        started = time.perf_counter()
-        folder = self._root / entry.name / entry.version
+    def lease(self, name: str, version: str = "") -> ServedVersion:
+        """Return the model version to ask: `with` it gives the classifier, which then stays open.
+
+        An empty name means the only one, an empty version the highest that is ready. Enter it before
+        anything is awaited. Raises ModelNotFoundError, ModelNotReadyError, or InvalidRequestError when the
+        name is left out and there are several.
+        """
+        return self._known(name or self._only_name()).lease(version)
+
+    async def index(self) -> list[IndexRow]:
+        """Return every model version that is loaded or could be, by name and version."""
         try:
-            entry.spec = await asyncio.to_thread(_verified_spec, folder, entry.name)
-            loaded = await self._stack.enter_async_context(
-                self._load_model(folder / "model.onnx", entry.spec, entry.version)
-            )
-        except ModelLoadError as error:
-            entry.state, entry.reason = ModelState.FAILED, str(error)
-            log.error("model_failed", model=entry.name, version=entry.version, reason=entry.reason)  # noqa: TRY400  the reason says it all, a stack adds nothing
-            self._on_state(entry)
+            seen = await asyncio.to_thread(self._folder.scan)
+        except RepositoryUnreadableError:
+            seen = {}
+        rows = [_row(entry) for entry in self.entries()]
+        for name, versions in seen.items():
+            entries = self._models[name].entries if name in self._models else {}
+            rows += [
+                IndexRow(name, version, ModelState.UNAVAILABLE, "not loaded")
+                for version in self._policy_for(name).choose(versions or {})
+                if version not in entries
+            ]
+        return sorted(rows, key=lambda row: (row.name, int(row.version)))
+
+    # Changes
+
+    async def load(self, name: str) -> None:
+        """Load the model, or what has changed of it; return when it serves and what it replaced is freed.
+
+        Raises InvalidRequestError, ModelNotFoundError, DrainingError, or ModelControlError when a version
+        failed or callers may not load.
+        """
+        self._check_control(name)
+        await self._exclusively(name, self._load)
+
+    async def unload(self, name: str) -> None:
+        """Take the model out of service; return when its requests are answered and it is freed.
+
+        Does nothing to a model that is not loaded. Raises InvalidRequestError, ModelNotFoundError,
+        DrainingError, or ModelControlError when callers may not unload.
+        """
+        self._check_control(name)
+        await self._exclusively(name, self._unload)
+
+    async def follow(self, name: str, found: FoundVersions) -> None:
+        """Make the model what its folder says, which has the versions `found`.
+
+        Does nothing when it is that already, or when a change of it is under way.
+        """
+        model = self._models.get(name)
+        if model is not None and (model.lock.locked() or not model.is_behind(found)):
             return
-        self._loaded[entry.name] = loaded
-        entry.max_batch_size, entry.device, entry.latencies = (
-            loaded.max_batch_size,
-            loaded.device,
-            loaded.latencies,
-        )
-        entry.state = ModelState.READY
-        if entry.spec.weights == "untrained":
-            log.warning("model_untrained", model=entry.name, meaning="its answers mean nothing")
-        log.info(
-            "model_ready",
-            model=entry.name,
-            version=entry.version,
-            weights=entry.spec.weights,
-            precision=entry.spec.precision,
-            device=entry.device,
-            max_batch_size=entry.max_batch_size,
-            batch_ms={size: round(seconds * 1000, 2) for size, seconds in entry.latencies().items()},
-            seconds=round(time.perf_counter() - started, 3),
-        )
-        self._on_state(entry)
+        await self._exclusively(name, lambda model: model.follow(found))
 
-    def _names(self) -> str:
-        return ", ".join(self._entries) or "no models"
+    async def _load(self, model: ServedModel) -> None:
+        try:
+            found = await asyncio.to_thread(self._folder.scan_model, model.name)
+        except RepositoryUnreadableError as error:
+            raise ModelControlError(str(error)) from error
+        if not found:
+            # What is loaded goes on serving: a folder that is gone is no wish to unload.
+            raise self._not_found(model.name)
+        await model.follow(found, retry=True)
+        if reasons := model.failures():
+            serving = f"; {model.which()} serving" if model.is_serving else ""
+            raise ModelControlError(f"model {model.name} failed to load: {'; '.join(reasons)}{serving}")
+
+    async def _unload(self, model: ServedModel) -> None:
+        try:
+            model.found = await asyncio.to_thread(self._folder.scan_model, model.name)
+        except RepositoryUnreadableError:
+            log.warning("model_unreadable", model=model.name)
+        if not model.is_known:
+            raise self._not_found(model.name)
+        await model.retire()
+
+    async def _exclusively(self, name: str, change: Change) -> None:
+        """Make a change when no other change of the model is under way."""
+        while True:
+            if self._stopping:
+                raise DrainingError("the server is draining")
+            model = self._models.setdefault(name, self._new(name))
+            await model.lock.acquire()
+            if self._models.get(name) is model and not self._stopping:
+                break
+            model.lock.release()  # forgotten meanwhile: another stands for the name now
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._changes.discard(task)
+            if not model.is_known:
+                del self._models[name]
+                self._observer.forgotten(name)
+            model.lock.release()
+
+        task = asyncio.create_task(change(model))
+        self._changes.add(task)
+        task.add_done_callback(ended)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and self._stopping:
+                raise DrainingError("the server is draining") from None
+            raise
+
+    def _check_control(self, name: str) -> None:
+        if not self._explicit:
+            raise ModelControlError("callers load and unload models only with --model-control explicit")
+        check_model_name(name)
+
+    def _new(self, name: str) -> ServedModel:
+        return ServedModel(name, self._policy_for(name), self._rollout)
+
+    def _known(self, name: str) -> ServedModel:
+        model = self._models.get(name)
+        if model is None or not model.is_known:
+            raise self._not_found(name)
+        return model
+
+    def _not_found(self, name: str) -> ServingError:
+        has = f"it has {_list(self._models)}" if self._models else "no model is loaded"
+        return ModelNotFoundError(f"model: {_quoted(name)} is not in the repository; {has}")
+
+    def _only_name(self) -> str:
+        names = self.names()
+        if len(names) > 1:
+            raise InvalidRequestError(f"model: expected the name of one of {_list(names)}, got none")
+        if not names:
+            raise ModelNotFoundError("model: no model is loaded")
+        return names[0]
 
 
-def _verified_spec(folder: Path, name: str) -> ModelSpec:
-    """Return the manifest of a version's folder once model.onnx proved to be the file that it describes."""
-    spec = read_manifest(folder / "manifest.json", name=name)
-    path = folder / "model.onnx"
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                digest.update(chunk)
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path} is missing; export the model again") from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
-    if digest.hexdigest() != spec.model_sha256:
-        raise ModelLoadError(
-            f"{path} is not the file that its manifest describes: expected sha256 {spec.model_sha256[:12]}…, "
-            f"got {digest.hexdigest()[:12]}…; export the model again"
-        )
-    return spec
+def _row(entry: CatalogEntry) -> IndexRow:
+    failed = entry.state is ModelState.FAILED
+    return IndexRow(
+        entry.name, entry.version, ModelState.UNAVAILABLE if failed else entry.state, entry.reason
+    )
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(names) or "no models"
 
 
 def _quoted(name: str) -> str:

@@ -11,7 +11,7 @@ from wsgiref.simple_server import WSGIServer
 import grpc.aio
 import onnxruntime
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import (
     CollectorRegistry,
@@ -22,17 +22,19 @@ from prometheus_client import (
 )
 
 from vistazo_proto import classification_pb2, classification_pb2_grpc
-from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.classification import ClassificationServicer
 from vistazo_server.classifier import PreprocessPool
 from vistazo_server.cpu import cpu_budget
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.engine import Engine
 from vistazo_server.errors import StartupError
+from vistazo_server.folder import RepositoryFolder
+from vistazo_server.health import ServingStatus
 from vistazo_server.interceptors import RpcInterceptor
 from vistazo_server.listener import Limits, bind, server_options
 from vistazo_server.loader import ModelLoader
 from vistazo_server.metrics import Metrics
+from vistazo_server.poller import RepositoryPoller
 from vistazo_server.repository import ModelRepository
 from vistazo_server.session import choose_device
 from vistazo_server.settings import Settings
@@ -46,9 +48,6 @@ CLASSIFICATION_SERVICE: Final = classification_pb2.DESCRIPTOR.services_by_name[
 
 # After the last answer was handed to grpc: time for it to leave before connections are cut.
 LINGER_SECONDS: Final = 1.0
-
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +85,7 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
     metrics = Metrics(CollectorRegistry())
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=metrics.registry)
-    health_servicer = health.aio.HealthServicer()
-    health_updates: set[asyncio.Task[None]] = set()
-
-    def set_health(service: str, *, serving: bool) -> None:
-        task = asyncio.create_task(health_servicer.set(service, _SERVING if serving else _NOT_SERVING))
-        health_updates.add(task)
-        task.add_done_callback(health_updates.discard)
-
-    def on_state(entry: CatalogEntry) -> None:
-        serving = entry.state is ModelState.READY
-        metrics.model_ready.labels(entry.name, entry.version).set(serving)
-        set_health(entry.name, serving=serving)
+    status = ServingStatus(metrics)
 
     async with AsyncExitStack() as stack:
         metrics_port = _start_metrics(settings.metrics_listen, metrics.registry, stack)
@@ -119,7 +107,13 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
             scheduler=scheduler,
         )
         repository = await stack.enter_async_context(
-            ModelRepository(settings.models, load_model=loader.open, on_state=on_state)
+            ModelRepository(
+                settings.models,
+                load_model=loader.open,
+                policy_for=settings.policy_for,
+                observer=status,
+                explicit=settings.model_control == "explicit",
+            )
         )
         interceptor = RpcInterceptor(metrics)
         _warn_of_exposure(settings)
@@ -128,16 +122,15 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
             ClassificationServicer(repository, max_images=settings.max_images_per_request),
             grpc_server,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
+        health_pb2_grpc.add_HealthServicer_to_server(status.servicer, grpc_server)
         if settings.answers_reflection:
             names = (CLASSIFICATION_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, grpc_server)
         port = bind(grpc_server, settings.listen, _certificates(settings))
 
-        repository.find()
-        settings.check_models([entry.name for entry in repository.entries()])
-        set_health("", serving=False)
-        set_health(CLASSIFICATION_SERVICE, serving=False)
+        _find_models(settings, repository)
+        status.set("", serving=False)
+        status.set(CLASSIFICATION_SERVICE, serving=False)
         await grpc_server.start()
         log.info(
             "listening",
@@ -150,12 +143,17 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         )
 
         async def load() -> None:
-            await repository.load()
-            set_health("", serving=True)
-            set_health(CLASSIFICATION_SERVICE, serving=True)
+            await repository.start()
+            status.set("", serving=True)
+            status.set(CLASSIFICATION_SERVICE, serving=True)
 
         loading = asyncio.create_task(load(), name="load-models")
-        stack.push_async_callback(_drain, settings, grpc_server, health_servicer, interceptor, loading)
+        if settings.model_control == "poll":
+            polling = asyncio.create_task(
+                _poll(settings, repository, metrics, loading), name="poll-repository"
+            )
+            stack.push_async_callback(_cancelled, polling)
+        stack.push_async_callback(_drain, settings, grpc_server, status, interceptor, repository, loading)
         yield RunningServer(
             port=port, metrics_port=metrics_port, metrics=metrics, repository=repository, loading=loading
         )
@@ -187,18 +185,48 @@ def _warn_of_exposure(settings: Settings) -> None:
         )
 
 
+def _find_models(settings: Settings, repository: ModelRepository) -> None:
+    """Find what is to be loaded at the start. Raises StartupError."""
+    # With the others, models may come later.
+    repository.find(settings.models_to_load, may_be_empty=settings.model_control != "none")
+    try:
+        settings.check_models(repository.names())
+    except StartupError as error:
+        if settings.model_control == "none":
+            raise
+        log.warning("model_settings_unused", reason=str(error))
+
+
+async def _poll(
+    settings: Settings, repository: ModelRepository, metrics: Metrics, loading: asyncio.Task[None]
+) -> None:
+    """Let the models follow the repository, once those of the start are loaded."""
+    await asyncio.wait({loading})
+    poller = RepositoryPoller(
+        RepositoryFolder(settings.models), repository, on_readable=metrics.repository_readable.set
+    )
+    await poller.run(settings.poll_seconds)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def _drain(
     settings: Settings,
     grpc_server: grpc.aio.Server,
-    health_servicer: health.aio.HealthServicer,
+    status: ServingStatus,
     interceptor: RpcInterceptor,
+    repository: ModelRepository,
     loading: asyncio.Task[None],
 ) -> None:
     """Stop taking requests, in an order that loses none that was accepted."""
     loading.cancel()
+    await repository.stop_changes()
     await asyncio.gather(loading, return_exceptions=True)
     # From here on every service says NOT_SERVING, whatever is set later.
-    await health_servicer.enter_graceful_shutdown()
+    await status.servicer.enter_graceful_shutdown()
     await asyncio.sleep(settings.drain_delay_seconds)
     stopping = asyncio.create_task(grpc_server.stop(settings.grace_seconds))
     idle = asyncio.create_task(interceptor.wait_until_idle())

@@ -14,15 +14,17 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vistazo_server.errors import StartupError
+from vistazo_server.versions import VersionPolicy
 
 PER_MODEL: Final = frozenset(
-    {"max_batch_size", "slo_ms", "queue_delay_ms", "queue_limit", "default_deadline_ms"}
+    {"max_batch_size", "slo_ms", "queue_delay_ms", "queue_limit", "default_deadline_ms", "version_policy"}
 )
 """Settings that a model may have of its own."""
 
@@ -36,6 +38,20 @@ class Settings(BaseSettings):
 
     models: Path = Path("models")
     """Model repository to serve: <name>/<version>/model.onnx with its manifest.json, as export writes it."""
+
+    model_control: Literal["none", "poll", "explicit"] = "none"
+    """When models are loaded and unloaded. none: at the start. poll: also when the repository changes.
+    explicit: when a caller says so, over the Open Inference Protocol's RepositoryModelLoad and Unload."""
+
+    poll_seconds: PositiveFloat = 15.0
+    """With model control poll: time between two looks at the repository. A change counts when two looks in a
+    row see the same."""
+
+    load: str = ""
+    """With model control explicit: models to load at the start, separated by commas. *: all."""
+
+    version_policy: str = "latest:1"
+    """Which versions of a model to serve. latest:N: the N highest. all. 1,3: those."""
 
     listen: str = "127.0.0.1:8001"
     """Address of the gRPC server, HOST:PORT. Port 0 takes a free one and logs it. Use 0.0.0.0 or [::] to
@@ -77,7 +93,7 @@ class Settings(BaseSettings):
 
     model_settings: Path | None = None
     """TOML file with settings for single models: a table for each, such as [vgg16], with any of
-    max_batch_size, slo_ms, queue_delay_ms, queue_limit and default_deadline_ms."""
+    max_batch_size, slo_ms, queue_delay_ms, queue_limit, default_deadline_ms and version_policy."""
 
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
     """Largest request or response, in MiB."""
@@ -179,6 +195,32 @@ class Settings(BaseSettings):
     def answers_reflection(self) -> bool:
         """Whether reflection is on, by choice or by default."""
         return not self.is_exposed if self.reflection is None else self.reflection
+
+    @field_validator("load")
+    @classmethod
+    def _is_for_explicit_control(cls, names: str, info: ValidationInfo) -> str:
+        if names and info.data.get("model_control") != "explicit":
+            raise ValueError("expected --model-control explicit beside --load")
+        if "*" in names and names != "*":
+            raise ValueError("expected * alone, or names")
+        return names
+
+    @field_validator("version_policy")
+    @classmethod
+    def _is_a_version_policy(cls, policy: str) -> str:
+        VersionPolicy.parse(policy)
+        return policy
+
+    @property
+    def models_to_load(self) -> list[str] | None:
+        """The names of the models to load at the start; None: all."""
+        if self.model_control != "explicit" or self.load == "*":
+            return None
+        return [name.strip() for name in self.load.split(",") if name.strip()]
+
+    def policy_for(self, model: str) -> VersionPolicy:
+        """Return which versions of a model to serve."""
+        return VersionPolicy.parse(self.for_model(model).version_policy)
 
     def for_model(self, name: str) -> Self:
         """Return the settings of one model: its own where the file of model settings has any."""

@@ -212,7 +212,7 @@ async def test_a_deadline_that_passed_at_the_door_is_counted_as_such(models):
 
 async def test_a_deadline_that_passes_while_the_engine_runs_is_counted_as_such_not_as_cancelled(slow_models):
     async with serving(slow_models, metrics_listen="127.0.0.1:0", max_batch_size=1) as server:
-        batcher = server.server.repository.get("tiny")._batcher
+        batcher = server.server.repository.lease("tiny").loaded.classifier._batcher
         for _ in range(5):
             # Taken for fast, so that it is admitted.
             batcher.latency.set(1, 0.001)

@@ -19,8 +19,12 @@ SIDE = 4
 LABELS = ("red", "green", "blue")
 
 
-def tiny_model(*, classes: int = 3, cost: int = 0) -> onnx.ModelProto:
-    """Return the graph; `cost` adds that many useless 256×256 matrix products to each sample's run."""
+def tiny_model(*, classes: int = 3, cost: int = 0, divisor: float = 10) -> onnx.ModelProto:
+    """Return the graph; `cost` adds that many useless 256×256 matrix products to each sample's run.
+
+    `divisor` is what the means are divided by: models with another give the same answer with another
+    probability.
+    """
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["float", "axes"], ["means"], keepdims=0),
@@ -29,7 +33,7 @@ def tiny_model(*, classes: int = 3, cost: int = 0) -> onnx.ModelProto:
     ]
     constants = [
         numpy_helper.from_array(np.array([1, 2], dtype=np.int64), "axes"),
-        numpy_helper.from_array(np.array(10, dtype=np.float32), "ten"),
+        numpy_helper.from_array(np.array(divisor, dtype=np.float32), "ten"),
         numpy_helper.from_array(np.eye(3, classes, dtype=np.float32), "select"),
     ]
     if cost:
@@ -104,15 +108,28 @@ def write_model(
     model: onnx.ModelProto | None = None,
     manifest: manifest_pb2.ModelManifest | None = None,
 ) -> Path:
-    """Write a tiny model into `repository` and return its version folder."""
+    """Write a tiny model into `repository` as export does, by one rename, and return its version folder."""
     folder = repository / name / str(version)
-    folder.mkdir(parents=True)
+    staging = repository / f".staging-{name}-{version}"
+    staging.mkdir(parents=True)
+    write_files(staging, name, model=model, manifest=manifest)
+    folder.parent.mkdir(exist_ok=True)
+    return staging.rename(folder)
+
+
+def write_files(
+    folder: Path,
+    name: str = "tiny",
+    *,
+    model: onnx.ModelProto | None = None,
+    manifest: manifest_pb2.ModelManifest | None = None,
+) -> None:
+    """Write the files of a version, or overwrite them, one after the other."""
     encoded = (model or tiny_model()).SerializeToString()
     (folder / "model.onnx").write_bytes(encoded)
     (folder / "manifest.json").write_text(
         json_format.MessageToJson(manifest or tiny_manifest(name, encoded), preserving_proto_field_name=True)
     )
-    return folder
 
 
 def plain(red: int, green: int, blue: int, *, height: int = SIDE, width: int = SIDE) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from vistazo_server.cli import serve_command
 from vistazo_server.errors import StartupError
 from vistazo_server.settings import Settings
+from vistazo_server.versions import VersionPolicy
 
 
 def test_a_variable_overrides_the_default_and_a_flag_the_variable(monkeypatch):
@@ -35,6 +36,10 @@ def test_every_setting_is_in_the_help_with_its_variable(name):
         ("max_message_mb", 2048),
         ("device", "tpu"),
         ("queue_delay_ms", -1),
+        ("model_control", "manual"),
+        ("poll_seconds", 0),
+        ("version_policy", "newest"),
+        ("load", "vgg16"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(field, value):
@@ -87,6 +92,40 @@ def test_a_model_may_have_settings_of_its_own(model_settings):
 def test_model_settings_that_make_no_sense_are_refused(model_settings, text, message):
     with pytest.raises(StartupError, match=message):
         Settings(model_settings=model_settings(text)).check_models(["vgg16"])
+
+
+def test_a_model_may_have_a_version_policy_of_its_own(model_settings):
+    path = model_settings('[vgg16]\nversion_policy = "1,3"\n')
+    settings = Settings(version_policy="all", model_settings=path)
+
+    assert settings.policy_for("vgg16") == VersionPolicy(listed=("3", "1"))
+    assert settings.policy_for("resnet18") == VersionPolicy()
+
+
+def test_a_version_policy_of_a_model_that_makes_no_sense_is_refused_with_its_place(model_settings):
+    settings = Settings(model_settings=model_settings('[vgg16]\nversion_policy = "newest"\n'))
+
+    with pytest.raises(StartupError, match=r"\[vgg16\] version_policy: .*expected latest:N .*, got 'newest'"):
+        settings.check_models(["vgg16"])
+
+
+@pytest.mark.parametrize(
+    ("control", "load", "names"),
+    [
+        ("none", "", None),
+        ("poll", "", None),
+        ("explicit", "", []),
+        ("explicit", "vgg16, lenet", ["vgg16", "lenet"]),
+        ("explicit", "*", None),
+    ],
+)
+def test_what_is_loaded_at_the_start_follows_the_model_control(control, load, names):
+    assert Settings(model_control=control, load=load).models_to_load == names
+
+
+def test_all_models_and_a_name_together_are_refused():
+    with pytest.raises(ValidationError, match=r"expected \* alone, or names"):
+        Settings(model_control="explicit", load="*,vgg16")
 
 
 def test_settings_for_a_model_that_is_not_there_are_refused(model_settings):

@@ -1,0 +1,54 @@
+"""VersionPolicy: which versions of a model are served."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final, Self
+
+_EXPECTED: Final = "expected latest:N with N of at least 1, all, or versions such as 1,3"
+
+
+def is_version(name: str) -> bool:
+    """Return whether a folder of this name is a model's version: a positive decimal number."""
+    # isdecimal also takes other scripts' digits; a leading zero would name another folder.
+    return name.isascii() and name.isdecimal() and name[0] != "0"
+
+
+def newest_first(versions: Collection[str]) -> list[str]:
+    """Return version numbers, the highest first."""
+    return sorted(versions, key=int, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPolicy:
+    """The highest few, all, or those listed."""
+
+    latest: int = 0
+    """How many, the highest first. 0: all, or those listed."""
+    listed: tuple[str, ...] = ()
+    """Empty: not by a list."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the policy that `text` says: `latest:N`, `all`, or `1,3`. Raises ValueError."""
+        if text == "all":
+            return cls()
+        kind, colon, count = text.partition(":")
+        if colon:
+            if kind != "latest" or not is_version(count):
+                raise ValueError(f"{_EXPECTED}, got {text!r}")
+            return cls(latest=int(count))
+        listed = tuple(version.strip() for version in text.split(","))
+        if not all(is_version(version) for version in listed):
+            raise ValueError(f"{_EXPECTED}, got {text!r}")
+        return cls(listed=tuple(newest_first(set(listed))))
+
+    def choose(self, found: Collection[str]) -> list[str]:
+        """Return which of the versions that were found are to be served, the highest first."""
+        if self.listed:
+            return [version for version in self.listed if version in found]
+        versions = newest_first(found)
+        return versions[: self.latest] if self.latest else versions
+
+    def missing(self, found: Collection[str]) -> list[str]:
+        """Return the versions that are listed and were not found, the highest first."""
+        return [version for version in self.listed if version not in found]
