@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol, Self
 import structlog
 from numpy.typing import NDArray
 
-from vistazo_server.device import DeviceScheduler, Run
+from vistazo_server.device import TIMER_RESOLUTION, DeviceScheduler, Run
 from vistazo_server.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
@@ -44,12 +44,12 @@ from vistazo_server.latency import LatencyModel
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ran:
     """What the engine did with a batch."""
 
-    rows: Sequence[Array]
-    """One for each sample, in their order."""
+    rows: Sequence[Any]
+    """One for each sample, in their order; what they are is between the engine and who asks."""
     began: float
     """In the clock's time."""
     seconds: float
@@ -74,11 +74,12 @@ class BatchObserver(Protocol):
         """Take note of a batch of `batch_size` samples that was run in `seconds`."""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for each request, and a frozen one takes three times as long.
+@dataclass(slots=True)
 class Answer:
     """The rows of one request and where its time went."""
 
-    rows: Sequence[Array]
+    rows: Sequence[Any]
     """One output row for each sample, in the request's order."""
     batch_size: int
     """Samples in the largest batch that its samples rode in."""
@@ -97,7 +98,7 @@ class PendingRequest:
     """In the clock's time; infinity: none."""
     enqueued_at: float
     answer: asyncio.Future[Answer]
-    rows: list[Array | None]
+    rows: list[Any]
     dispatched: int = 0
     """Samples that left the queue for a batch."""
     answered: int = 0
@@ -128,7 +129,7 @@ class _Part:
     def samples(self) -> Sequence[Array]:
         return self.request.samples[self.start : self.stop]
 
-    def deliver(self, rows: Sequence[Array], *, batch_size: int, seconds: float) -> None:
+    def deliver(self, rows: Sequence[Any], *, batch_size: int, seconds: float) -> None:
         """Give the request its rows; with the last of them, its answer."""
         request = self.request
         request.rows[self.start : self.stop] = rows
@@ -140,7 +141,7 @@ class _Part:
             return
         request.answer.set_result(
             Answer(
-                rows=[row for row in request.rows if row is not None],
+                rows=request.rows,
                 batch_size=request.batch_size,
                 queue_seconds=max((request.started_at or 0.0) - request.enqueued_at, 0.0),
                 compute_seconds=request.compute_seconds,
@@ -203,8 +204,10 @@ class DynamicBatcher:
         # In order of arrival; a request leaves from the middle in O(1) when it is cancelled or expires.
         self._queue: OrderedDict[PendingRequest, None] = OrderedDict()
         self._queued_samples = 0
-        self.arrivals = 0
         self._in_flight: set[PendingRequest] = set()
+        # One timer for the earliest deadline in flight, not one for each request.
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires_at = math.inf
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -219,6 +222,8 @@ class DynamicBatcher:
         while self._in_flight:
             await asyncio.wait([request.answer for request in self._in_flight])
             await asyncio.sleep(0)  # let their callers take themselves off the list
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._device.unregister(self)
 
     @property
@@ -286,20 +291,18 @@ class DynamicBatcher:
             answer=loop.create_future(),
             rows=[None] * len(samples),
         )
-        timer = None if deadline == math.inf else loop.call_later(deadline - now, self._expire, request)
+        if deadline < self._expires_at:
+            self._arm_expiry(deadline)
         self._queue[request] = None
         self._in_flight.add(request)
         was_empty, was_full = self._queued_samples == 0, self.has_full_batch()
         self._queued_samples += len(samples)
-        self.arrivals += len(samples)
         if was_empty or (self.has_full_batch() and not was_full):
             self._device.notify()
         try:
             return await request.answer
         finally:
             # Also the way of a cancelled caller: its samples leave the queue now, not when they are reached.
-            if timer is not None:
-                timer.cancel()
             self._leave_queue(request)
             self._in_flight.discard(request)
 
@@ -408,6 +411,24 @@ class DynamicBatcher:
     def _device_seconds(self, samples: int) -> float:
         full, rest = divmod(samples, self.max_batch_size)
         return full * self.latency.seconds(self.max_batch_size) + self.latency.seconds(rest)
+
+    def _arm_expiry(self, deadline: float) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires_at = deadline
+        self._expiry = asyncio.get_running_loop().call_later(deadline - self._clock(), self._expire_due)
+
+    def _expire_due(self) -> None:
+        """Fail every request whose deadline has passed, and wait for the next."""
+        self._expiry, self._expires_at = None, math.inf
+        due = self._clock() + TIMER_RESOLUTION
+        for request in [request for request in self._in_flight if request.deadline <= due]:
+            self._expire(request)
+        following = min(
+            (request.deadline for request in self._in_flight if request.deadline > due), default=math.inf
+        )
+        if following < math.inf:
+            self._arm_expiry(following)
 
     def _expire(self, request: PendingRequest) -> None:
         waited = self._clock() - request.enqueued_at

@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 import grpc.aio
 
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_server import codec
+from vistazo_server.classifier import Classifier
 from vistazo_server.errors import InvalidRequestError, ServingError
 from vistazo_server.repository import ModelRepository
 
@@ -25,8 +27,10 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
     def __init__(self, repository: ModelRepository, *, max_images: int) -> None:
         self._repository = repository
         self._max_images = max_images
+        # A version that is no longer served takes its encoder along.
+        self._encoders: WeakKeyDictionary[Classifier, codec.ResponseEncoder] = WeakKeyDictionary()
 
-    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802, D102  the .proto names and documents it
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802, D102  the .proto names and documents it; a serialised ClassifyResponse
         return await self._classify(request, _deadline(context))
 
     async def ClassifyStream(  # noqa: N802, D102
@@ -72,11 +76,16 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
             raise InvalidRequestError("name: expected the name of a model, got none")
         return codec.encode_model(self._repository.entry(request.name, request.version))
 
-    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> pb.ClassifyResponse:
+    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> bytes:
         command = codec.decode_request(request, max_images=self._max_images)
         with self._repository.lease(command.model, command.version) as classifier:
             classified = await classifier.classify(command.images, top_k=command.top_k, deadline=deadline)
-        return codec.encode_response(classifier.spec.name, classifier.version, classified)
+        encoder = self._encoders.get(classifier)
+        if encoder is None:
+            spec = classifier.spec
+            encoder = codec.ResponseEncoder(spec.name, classifier.version, spec.labels)
+            self._encoders[classifier] = encoder
+        return encoder.encode(classified)
 
     async def _stream_answer(
         self, request: pb.ClassifyStreamRequest, deadline: float | None
@@ -86,7 +95,7 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
             response = await self._classify(request.request, deadline)
         except ServingError as error:
             return codec.encode_stream_error(request.id, error)
-        return pb.ClassifyStreamResponse(id=request.id, response=response)
+        return pb.ClassifyStreamResponse(id=request.id, response=pb.ClassifyResponse.FromString(response))
 
 
 def _deadline(context: Context) -> float | None:

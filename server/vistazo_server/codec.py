@@ -1,16 +1,20 @@
 """Protobuf ⇄ plain values for ClassificationService: every check of a request, and nothing else."""
 
 import math
-from collections.abc import Iterable
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from vistazo_proto import classification_pb2 as pb
 from vistazo_server.catalog import CatalogEntry, ModelState
-from vistazo_server.classifier import Classified, ImageInput, Prediction
+from vistazo_server.classifier import Classified, ImageInput
 from vistazo_server.errors import InvalidImageError, InvalidRequestError, ServingError
 
 _STATES = {
@@ -23,7 +27,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each request, and a frozen one takes three times as long
 class ClassifyCommand:
     """A ClassifyRequest in plain values."""
 
@@ -40,15 +44,16 @@ def decode_request(request: pb.ClassifyRequest, *, max_images: int) -> ClassifyC
 
     Raises InvalidRequestError when the request as a whole is wrong.
     """
-    if not request.images:
+    images = request.images
+    if not images:
         raise InvalidRequestError("images: expected at least 1, got none")
-    if len(request.images) > max_images:
-        raise InvalidRequestError(f"images: expected at most {max_images}, got {len(request.images)}")
+    if len(images) > max_images:
+        raise InvalidRequestError(f"images: expected at most {max_images}, got {len(images)}")
     return ClassifyCommand(
-        model=request.model,
-        version=request.version,
-        images=[_decode_image(image) for image in request.images],
-        top_k=request.top_k if request.HasField("top_k") else None,
+        request.model,
+        request.version,
+        [_decode_image(image) for image in images],
+        request.top_k if request.HasField("top_k") else None,
     )
 
 
@@ -62,49 +67,110 @@ def _decode_image(image: pb.Image) -> ImageInput:
 
 
 def _decode_pixels(raw: pb.RawPixels) -> NDArray[np.uint8] | InvalidImageError:
-    if raw.height == 0 or raw.width == 0:
-        return InvalidImageError(
-            f"raw: expected a height and width of at least 1, got {raw.height}×{raw.width}"
-        )
-    if raw.channels not in (1, 3):
-        return InvalidImageError(f"raw.channels: expected 1 or 3, got {raw.channels}")
-    data = raw.data
-    expected = raw.height * raw.width * raw.channels
+    height, width, channels, data = raw.height, raw.width, raw.channels, raw.data
+    if height == 0 or width == 0:
+        return InvalidImageError(f"raw: expected a height and width of at least 1, got {height}×{width}")
+    if channels not in (1, 3):
+        return InvalidImageError(f"raw.channels: expected 1 or 3, got {channels}")
+    expected = height * width * channels
     if len(data) != expected:
         return InvalidImageError(
-            f"raw.data: expected {expected} bytes for {raw.height}×{raw.width}×{raw.channels}, "
-            f"got {len(data)}"
+            f"raw.data: expected {expected} bytes for {height}×{width}×{channels}, got {len(data)}"
         )
-    return np.frombuffer(data, dtype=np.uint8).reshape(raw.height, raw.width, raw.channels)
+    return np.frombuffer(data, dtype=np.uint8).reshape(height, width, channels)
 
 
-def encode_response(model: str, version: str, classified: Classified) -> pb.ClassifyResponse:
-    """Return the answer as a message."""
-    return pb.ClassifyResponse(
-        model=model,
-        version=version,
-        results=[
-            pb.ImageResult(error=encode_error(result))
-            if isinstance(result, InvalidImageError)
-            else pb.ImageResult(predictions=_encode_predictions(result))
-            for result in classified.results
-        ],
-        batch_size=classified.batch_size,
-        timing=pb.Timing(
-            queue_seconds=classified.queue_seconds,
-            preprocess_seconds=classified.preprocess_seconds,
-            compute_seconds=classified.compute_seconds,
-        ),
+class ResponseEncoder:
+    """Serialises the answers of one model version.
+
+    A ClassifyResponse is put together from bytes: what is the same in every answer, each class's index and
+    label above all, is serialised once. With protobuf's own objects, this took a third of what the server
+    does for a request of a small network. The wire format: https://protobuf.dev/programming-guides/encoding
+    """
+
+    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
+        self._head = pb.ClassifyResponse(model=model, version=version).SerializeToString()
+        self._predictions = [_prediction_head(index, label) for index, label in enumerate(labels)]
+
+    def encode(self, classified: Classified) -> bytes:
+        """Return the serialised ClassifyResponse."""
+        parts = [self._head]
+        for result in classified.results:
+            if isinstance(result, InvalidImageError):
+                image_result = pb.ImageResult(error=encode_error(result)).SerializeToString()
+            else:
+                heads = self._predictions
+                predictions = b"".join(
+                    [
+                        heads[index] + _PROBABILITY(probability)
+                        for index, probability in zip(result.indexes, result.probabilities, strict=True)
+                    ]
+                )
+                image_result = _IMAGE_RESULT_PREDICTIONS + _varint(len(predictions)) + predictions
+            parts += (_RESULTS, _varint(len(image_result)), image_result)
+        parts += (
+            _BATCH_SIZE,
+            _varint(classified.batch_size),
+            _TIMING(
+                *_TIMING_HEAD,
+                _QUEUE_SECONDS,
+                classified.queue_seconds,
+                _PREPROCESS_SECONDS,
+                classified.preprocess_seconds,
+                _COMPUTE_SECONDS,
+                classified.compute_seconds,
+            ),
+        )
+        return b"".join(parts)
+
+
+class _WireType(IntEnum):
+    VARINT = 0
+    I64 = 1
+    LEN = 2
+    I32 = 5
+
+
+def _tag(message: type[Message], field: str, wire_type: _WireType) -> int:
+    """Return what stands before a field's value, one byte for the first fifteen fields."""
+    return message.DESCRIPTOR.fields_by_name[field].number << 3 | wire_type
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return _ONE_BYTE[number]
+    parts = bytearray()
+    while number >= 0x80:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+_ONE_BYTE: Final = tuple(bytes([number]) for number in range(0x80))
+_PROBABILITY: Final = struct.Struct("<f").pack
+_TIMING: Final = struct.Struct("<BBBdBdBd").pack
+_RESULTS: Final = bytes([_tag(pb.ClassifyResponse, "results", _WireType.LEN)])
+_BATCH_SIZE: Final = bytes([_tag(pb.ClassifyResponse, "batch_size", _WireType.VARINT)])
+_TIMING_HEAD: Final = (_tag(pb.ClassifyResponse, "timing", _WireType.LEN), 3 * (1 + 8))
+_QUEUE_SECONDS: Final = _tag(pb.Timing, "queue_seconds", _WireType.I64)
+_PREPROCESS_SECONDS: Final = _tag(pb.Timing, "preprocess_seconds", _WireType.I64)
+_COMPUTE_SECONDS: Final = _tag(pb.Timing, "compute_seconds", _WireType.I64)
+_IMAGE_RESULT_PREDICTIONS: Final = bytes([_tag(pb.ImageResult, "predictions", _WireType.LEN)])
+
+
+def _prediction_head(index: int, label: str) -> bytes:
+    """Return a Prediction as an element of Predictions, up to the four bytes of its probability."""
+    body = pb.Prediction(index=index, label=label).SerializeToString()
+    body += bytes([_tag(pb.Prediction, "probability", _WireType.I32)])
+    return (
+        bytes([_tag(pb.Predictions, "predictions", _WireType.LEN)])
+        + _varint(len(body) + _PROBABILITY_BYTES)
+        + body
     )
 
 
-def _encode_predictions(predictions: Iterable[Prediction]) -> pb.Predictions:
-    return pb.Predictions(
-        predictions=[
-            pb.Prediction(index=one.index, label=one.label, probability=one.probability)
-            for one in predictions
-        ]
-    )
+_PROBABILITY_BYTES: Final = 4
 
 
 def encode_error(error: ServingError) -> pb.ImageError:

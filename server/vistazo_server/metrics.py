@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version as package_version
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
+
+from vistazo_server.instruments import Counter, Histogram
 
 # gRPC's own latency buckets (proposal A66), the range in which CNNs answer.
 REQUEST_BUCKETS: Final = (
@@ -188,7 +190,10 @@ class ModelMetrics:
         self._decode_failures = metrics.decode_failures.labels(model, version)
         # A series that is missing until its first event hides that event from rate().
         self._outcomes = {outcome: metrics.requests.labels(model, version, outcome) for outcome in OUTCOMES}
-        self._stages = {stage: metrics.stage_seconds.labels(model, version, stage) for stage in STAGES}
+        self._ok = self._outcomes["ok"]
+        self._queue, self._preprocess, self._compute, self._postprocess = (
+            metrics.stage_seconds.labels(model, version, stage) for stage in STAGES
+        )
 
     def batch_ran(self, *, batch_size: int, seconds: float) -> None:
         """Count a batch; `seconds` is in the compute stage of each of its requests."""
@@ -202,14 +207,19 @@ class ModelMetrics:
         self._metrics.model_load_seconds.labels(*self._labels).set(seconds)
 
     def request_ended(self, outcome: str) -> None:
-        """Count a request; `outcome` is one of OUTCOMES."""
+        """Count a request that was not answered; `outcome` is one of OUTCOMES but ok."""
         self._outcomes[outcome].inc()
 
-    def request_answered(self, *, seconds: float, stages: Mapping[str, float]) -> None:
-        """Record the times of a successful request, in seconds; `stages` has some of STAGES."""
+    def request_answered(
+        self, *, seconds: float, queue: float, preprocess: float, compute: float, postprocess: float
+    ) -> None:
+        """Count a successful request and record its time and that of its stages, in seconds."""
+        self._ok.inc()
         self._request_seconds.observe(seconds)
-        for stage, stage_seconds in stages.items():
-            self._stages[stage].observe(stage_seconds)
+        self._queue.observe(queue)
+        self._preprocess.observe(preprocess)
+        self._compute.observe(compute)
+        self._postprocess.observe(postprocess)
 
     def decode_failed(self) -> None:
         """Count an image that could not be used."""

@@ -5,14 +5,14 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
 import onnxruntime
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
@@ -115,17 +115,21 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
                 explicit=settings.model_control == "explicit",
             )
         )
-        interceptor = RpcInterceptor(metrics)
         _warn_of_exposure(settings)
-        grpc_server = grpc.aio.server(interceptors=[interceptor], options=server_options(_limits(settings)))
+        grpc_server = grpc.aio.server(options=server_options(_limits(settings)))
+        interceptor = RpcInterceptor(metrics, grpc_server)
+        # Has what the generated functions use of a server.
+        registrar = cast("grpc.aio.Server", interceptor)
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
             ClassificationServicer(repository, max_images=settings.max_images_per_request),
-            grpc_server,
+            registrar,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(status.servicer, grpc_server)
+        health_pb2_grpc.add_HealthServicer_to_server(status.servicer, registrar)
         if settings.answers_reflection:
             names = (CLASSIFICATION_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, grpc_server)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+                reflection.aio.ReflectionServicer(names), registrar
+            )
         port = bind(grpc_server, settings.listen, _certificates(settings))
 
         _find_models(settings, repository)

@@ -8,7 +8,7 @@ import pytest
 
 from support.engine import FakeEngine, batching, sample
 from vistazo_server.batcher import Answer, DynamicBatcher
-from vistazo_server.device import DeviceScheduler, Run
+from vistazo_server.device import COMPANY_SECONDS, DeviceScheduler, Run
 from vistazo_server.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
@@ -339,7 +339,7 @@ async def test_a_queue_that_breaks_does_not_stop_the_device_for_the_others(caplo
         """Ready once, and then raises."""
 
         asked = False
-        arrivals = 1
+        queued_samples = 1
 
         def ready_at(self):
             return math.inf if self.asked else -math.inf
@@ -445,15 +445,39 @@ async def test_a_free_engine_still_refuses_what_it_never_could_do():
     assert engine.batches == []
 
 
-async def test_requests_that_reach_an_idle_engine_a_few_turns_of_the_loop_apart_ride_together():
-    engine = FakeEngine()
-    async with batching(engine) as batcher:
-        tasks = []
-        for value in range(3):
-            tasks.append(ask(batcher, value))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        await asyncio.gather(*tasks)
+async def call_again_and_again(batcher: DynamicBatcher, *, times: int, think: float) -> list[Answer]:
+    """A caller that sends its next request `think` seconds after the answer to the last."""
+    answers = []
+    for value in range(times):
+        answers.append(await batcher.infer([sample(value)]))
+        await asyncio.sleep(think)
+    return answers
 
-    assert engine.batches == [[0, 1, 2]]
-    assert engine.began == [0.0]
+
+async def test_callers_that_come_back_within_a_moment_of_one_another_come_to_ride_together():
+    engine = FakeEngine(seconds=0.0003)
+    async with batching(engine, max_batch_size=8) as batcher:
+        # Each run is over before the next caller is back: without a wait, each would ride alone for ever.
+        callers = [call_again_and_again(batcher, times=200, think=0.004 + 0.00001 * at) for at in range(4)]
+        await asyncio.gather(*callers)
+
+    late = engine.batches[-40:]
+    assert sum(map(len, late)) / len(late) > 2.5
+
+
+async def test_a_lone_caller_is_hardly_ever_kept_waiting_for_company():
+    engine = FakeEngine(seconds=0.001)
+    async with batching(engine, max_batch_size=8) as batcher:
+        answers = await call_again_and_again(batcher, times=2000, think=0.0)
+
+    kept = [answer for answer in answers if answer.queue_seconds > 0]
+    assert [answer.queue_seconds for answer in kept] == [pytest.approx(COMPANY_SECONDS)] * len(kept)
+    assert 1 <= len(kept) <= 8  # 2,000 starts: 16, 32, … apart
+
+
+async def test_a_request_without_time_to_spare_is_not_kept_waiting_for_company():
+    engine = FakeEngine(seconds=0.001)
+    async with batching(engine, max_batch_size=8, latency=engine.latency()) as batcher:
+        for value in range(100):
+            answer = await batcher.infer([sample(value)], deadline=now() + 0.0025)
+            assert answer.queue_seconds == 0.0

@@ -3,11 +3,13 @@
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vistazo_proto import classification_pb2 as pb
 from vistazo_server import codec
 from vistazo_server.catalog import CatalogEntry, ModelState
-from vistazo_server.classifier import Classified, Prediction
+from vistazo_server.classifier import Classified, Ranking
 from vistazo_server.errors import InvalidImageError, InvalidRequestError, ModelNotFoundError, QueueFullError
 
 
@@ -61,28 +63,41 @@ def test_an_image_that_cannot_be_used_becomes_its_own_error_and_spares_the_other
     assert isinstance(command.images[1], np.ndarray)
 
 
-def test_an_answer_carries_predictions_errors_and_times():
-    response = codec.encode_response(
-        "m",
-        "1",
-        Classified(
-            results=[[Prediction(1, "cat", 0.75)], InvalidImageError("images[1]: broken")],
-            batch_size=4,
-            queue_seconds=0.1,
-            preprocess_seconds=0.2,
-            compute_seconds=0.3,
-            postprocess_seconds=0.4,
-        ),
-    )
+texts = st.text(max_size=40)
+seconds = st.floats(0, 1e6)
 
-    first, second = response.results
-    assert [(one.index, one.label, one.probability) for one in first.predictions.predictions] == [
-        (1, "cat", 0.75)
+
+@given(
+    names=st.tuples(texts, texts),
+    labels=st.lists(texts, min_size=300, max_size=300),
+    rankings=st.lists(
+        st.lists(st.tuples(st.integers(0, 299), st.floats(0, 1, width=32)), max_size=40) | texts, max_size=4
+    ),
+    batch_size=st.integers(0, 2**32 - 1),
+    times=st.tuples(seconds, seconds, seconds),
+)
+def test_an_answer_is_the_bytes_of_the_message_it_stands_for(names, labels, rankings, batch_size, times):
+    results = [
+        InvalidImageError(one)
+        if isinstance(one, str)
+        else Ranking([index for index, _ in one], [probability for _, probability in one])
+        for one in rankings
     ]
-    assert (second.error.code, second.error.message) == (3, "images[1]: broken")
-    assert (response.model, response.version, response.batch_size) == ("m", "1", 4)
+    encoded = codec.ResponseEncoder(*names, labels).encode(Classified(results, batch_size, *times))
+
+    response = pb.ClassifyResponse.FromString(encoded)
+    assert (response.model, response.version, response.batch_size) == (*names, batch_size)
     timing = response.timing
-    assert (timing.queue_seconds, timing.preprocess_seconds, timing.compute_seconds) == (0.1, 0.2, 0.3)
+    assert (timing.queue_seconds, timing.preprocess_seconds, timing.compute_seconds) == times
+    assert len(response.results) == len(rankings)
+    for result, expected in zip(response.results, rankings, strict=True):
+        if isinstance(expected, str):
+            assert (result.error.code, result.error.message) == (3, expected)
+        else:
+            predictions = [(one.index, one.probability) for one in result.predictions.predictions]
+            assert result.WhichOneof("outcome") == "predictions"
+            assert predictions == expected
+            assert [one.label for one in result.predictions.predictions] == [labels[i] for i, _ in expected]
 
 
 def test_a_streams_error_carries_the_callers_id_the_status_and_the_pushback():
