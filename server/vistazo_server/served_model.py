@@ -99,9 +99,9 @@ class ServedModel:
         return [f"version {version}: {failure.reason}" for version, failure in self._failures.items()]
 
     def enter(self, found: FoundVersions) -> None:
-        """Put what `follow` will load of `found` into the catalog, as LOADING."""
+        """Put what `follow` will look for in `found` into the catalog, as LOADING."""
         self.found = found
-        for version in self._policy.choose(found):
+        for version in (*self._policy.choose(found), *self._policy.missing(found)):
             self._enter(CatalogEntry(self.name, version))
 
     def is_behind(self, found: FoundVersions) -> bool:
