@@ -64,73 +64,78 @@ def image_feeds(manifest: ModelManifest) -> Feeds:
 
 
 def random_feeds(interface: OnnxInterface) -> Feeds | None:
-    """Return random tensors for every input, SAMPLES rows each; None where a size is left open.
+    """Return random tensors for every input; None where a size is left open.
 
-    Numbers that may be indexes are zeros. Raises UndecidedError for an input that cannot be fed.
+    SAMPLES rows each, or one tensor of the whole shape where the graph has no batch dimension. Numbers that
+    may be indexes are zeros. Raises UndecidedError for an input that cannot be fed.
     """
     random = np.random.default_rng(0)
+    rows = (SAMPLES,) if is_batched(interface) else ()
     feeds = {}
     for tensor in interface.inputs:
         if tensor.dtype not in NUMPY_DTYPES:
             raise UndecidedError(f"the input {tensor} has a type that cannot be fed over Open Inference")
-        if tensor.shape is None or None in tensor.shape[1:]:
+        sizes = None if tensor.shape is None else tensor.shape[len(rows) :]
+        if sizes is None or None in sizes:
             return None
-        shape = (SAMPLES, *(size for size in tensor.shape[1:] if size is not None))
+        shape = (*rows, *(size for size in sizes if size is not None))
         dtype = NUMPY_DTYPES[tensor.dtype]
         if tensor.dtype == "BYTES":
             feeds[tensor.name] = np.full(shape, "", dtype)
         elif tensor.dtype in FLOATS:
-            feeds[tensor.name] = random.random(shape).astype(dtype)
+            feeds[tensor.name] = np.asarray(random.random(shape)).astype(dtype)
         elif tensor.dtype == "UINT8":
-            feeds[tensor.name] = random.integers(0, 256, shape).astype(dtype)
+            feeds[tensor.name] = np.asarray(random.integers(0, 256, shape)).astype(dtype)
         else:
             feeds[tensor.name] = np.zeros(shape, dtype)
     return feeds
 
 
-def batch_limit(inputs: Sequence[TensorInfo], most: int) -> int:
-    """Return the largest batch that the inputs' shapes allow, at most `most`: that, or 1.
+def is_batched(interface: OnnxInterface) -> bool:
+    """Say whether a graph that takes no images has a batch dimension: the first, dynamic or 1, everywhere.
 
-    Raises UndecidedError where there is no batch dimension, or one fixed at another size.
+    Fixed at another number the first dimension may be anything.
     """
-    fixed = False
-    for tensor in inputs:
-        if tensor.shape is None:
-            continue
-        if not tensor.shape or (tensor.shape[0] or 1) > 1:
-            what = "no batch dimension" if not tensor.shape else f"a batch fixed at {tensor.shape[0]}"
-            raise UndecidedError(
-                f"the input {tensor} has {what}: neither dynamic nor 1; without a manifest, as "
-                "<name>/1/model.onnx in the repository, it is served over Open Inference as it is"
-            )
-        fixed = fixed or tensor.shape[0] == 1
-    return 1 if fixed else most
+    return all(
+        tensor.shape is None or (len(tensor.shape) > 0 and tensor.shape[0] in {None, 1})
+        for tensor in (*interface.inputs, *interface.outputs)
+    )
 
 
-def run_graph(model: Path, manifest: ModelManifest, feeds: Feeds) -> dict[str, Array]:
+def batch_limit(inputs: Sequence[TensorInfo], most: int) -> int:
+    """Return the largest batch to promise: `most`, or the size that an input fixes."""
+    fixed = max((_fixed_batch(tensor) for tensor in inputs), default=0)
+    return fixed or most
+
+
+def run_graph(
+    model: Path, interface: OnnxInterface, manifest: ModelManifest, feeds: Feeds
+) -> dict[str, Array]:
     """Run the graph on each row of `feeds` alone, twice, and in batches; return the rows of each output.
 
-    Raises GraphError where it cannot run at a batch size that the manifest promises, and ParityError where
-    an answer depends on chance or on the company in the batch.
+    A graph without a batch dimension is run on all of `feeds`, twice. Raises GraphError where it cannot run
+    at a batch size that the manifest promises, and ParityError where an answer depends on chance or on the
+    company in the batch.
     """
     if manifest.precision not in BOUNDS:
         raise RepositoryError(f"precision {manifest.precision!r} cannot be verified by this Vistazo")
     most_spread = BOUNDS[manifest.precision].spread
     session = open_session(model, manifest.precision)
+    if not manifest.HasField("input") and not is_batched(interface):
+        answers = _run(session, feeds)
+        _check_same(answers, _run(session, feeds), most_spread)
+        return answers
+    fixed = max(_fixed_batch(tensor) for tensor in interface.inputs)
     count = len(next(iter(feeds.values())))
-    alone = _joined([_run(session, feeds, np.array([row])) for row in range(count)])
-    again = _run(session, feeds, np.array([0]))
-    for name, rows in alone.items():
-        if not _spread(rows[:1], again[name]) <= most_spread:
-            raise ParityError(
-                f"the output {name} differs from run to run on the same input: exported in training mode?"
-            )
+    each = [_run_rows(session, feeds, np.array([row]), fixed) for row in range(count)]
+    _check_same(each[0], _run_rows(session, feeds, np.array([0]), fixed), most_spread)
+    alone = _joined(each)
     for size in batch_sizes_up_to(manifest.max_batch_size):
         if size == 1:
             continue
         index = np.arange(size) % count
-        for name, rows in _run(session, feeds, index).items():
-            if rows.shape[:1] != (size,):
+        for name, rows in _run_rows(session, feeds, index, fixed).items():
+            if rows.shape[:1] != (size,) or name not in alone:
                 raise GraphError(
                     f"the output {name} of a batch of {size} has shape {'×'.join(map(str, rows.shape))}, "
                     "not a row for each sample; --max-batch 1 serves them one by one"
@@ -164,7 +169,7 @@ def check_imported(model: Path, interface: OnnxInterface, manifest: ModelManifes
     if feeds is None:
         open_session(model, manifest.precision)
         return
-    answers = run_graph(model, manifest, feeds)
+    answers = run_graph(model, interface, manifest, feeds)
     if not manifest.HasField("output"):
         return
     record = manifest.output
@@ -200,14 +205,31 @@ def _fits(tensor: TensorInfo, wanted: TensorInfo) -> bool:
     )
 
 
-def _run(
-    session: onnxruntime.InferenceSession, feeds: Feeds, index: npt.NDArray[np.intp]
+def _fixed_batch(tensor: TensorInfo) -> int:
+    """Return the size of the first dimension; 0 where it is dynamic, or there is none."""
+    return (tensor.shape[0] or 0) if tensor.shape else 0
+
+
+def _run_rows(
+    session: onnxruntime.InferenceSession, feeds: Feeds, index: npt.NDArray[np.intp], fixed: int
 ) -> dict[str, Array]:
-    """Return the outputs that are tensors, for the rows `index` of the feeds as one batch."""
+    """Return the outputs for the rows `index` of the feeds as one batch.
+
+    A `fixed` batch is filled up with the first row, as the server does, and the rest of the answer dropped.
+    """
+    missing = max(fixed - len(index), 0)
+    filled = np.concatenate([index, np.repeat(index[:1], missing)])
+    answers = _run(session, {name: rows[filled] for name, rows in feeds.items()}, batch=len(filled))
+    if not missing:
+        return answers
+    return {name: rows[: len(index)] for name, rows in answers.items() if len(rows) == fixed}
+
+
+def _run(session: onnxruntime.InferenceSession, feeds: Feeds, batch: int = 1) -> dict[str, Array]:
+    """Return the outputs that are tensors."""
     try:
-        answers = session.run(None, {name: rows[index] for name, rows in feeds.items()})
+        answers = session.run(None, dict(feeds))
     except Exception as error:
-        batch = len(index)
         hint = "; --max-batch 1 serves them one by one" if batch > 1 else ""
         reason = " ".join(str(error).split())[:300]
         raise GraphError(f"ONNX Runtime cannot run the graph at batch {batch}: {reason}{hint}") from error
@@ -217,6 +239,14 @@ def _run(
         for name, rows in zip(names, answers, strict=True)
         if isinstance(rows, np.ndarray) and rows.ndim > 0
     }
+
+
+def _check_same(first: Mapping[str, Array], second: Mapping[str, Array], most_spread: float) -> None:
+    for name, rows in first.items():
+        if not _spread(rows, second[name]) <= most_spread:
+            raise ParityError(
+                f"the output {name} differs from run to run on the same input: exported in training mode?"
+            )
 
 
 def _joined(answers: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
@@ -237,5 +267,5 @@ def _spread(expected: Array, found: Array) -> float:
     expected, found = expected.astype(np.float64), found.astype(np.float64)
     if np.array_equal(expected, found, equal_nan=True):
         return 0.0
-    largest = float(np.abs(expected).max())
-    return float(np.abs(expected - found).max()) / (largest or 1.0)
+    largest = float(np.abs(expected).max(initial=0))
+    return float(np.abs(expected - found).max(initial=0)) / (largest or 1.0)

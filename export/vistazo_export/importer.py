@@ -23,7 +23,7 @@ from vistazo_export.image_input import (
     preprocessing_for,
     read_preprocessing,
 )
-from vistazo_export.imported import batch_limit, image_feeds, random_feeds, run_graph
+from vistazo_export.imported import batch_limit, image_feeds, is_batched, random_feeds, run_graph
 from vistazo_export.manifest import FORMAT, triton_config, write_manifest
 from vistazo_export.onnx_interface import OnnxInterface, check_model, read_interface
 from vistazo_export.parity import open_session
@@ -120,7 +120,8 @@ def _plan(request: ImportRequest, interface: OnnxInterface) -> ModelManifest:
             raise UndecidedError(
                 "--layout, --size and --channels are of images, --preprocess none takes none"
             )
-        manifest.max_batch_size = batch_limit(interface.inputs, request.max_batch_size)
+        batched = is_batched(interface)
+        manifest.max_batch_size = batch_limit(interface.inputs, request.max_batch_size) if batched else 1
         return manifest
     tensor = image_tensor(interface)
     manifest.max_batch_size = batch_limit([tensor], request.max_batch_size)
@@ -176,7 +177,7 @@ def _run(
         open_session(model, manifest.precision)
         progress.warning(f"{request.name}: loaded but not run, since its inputs have no fixed sizes")
         return
-    answers = run_graph(model, manifest, feeds)
+    answers = run_graph(model, interface, manifest, feeds)
     if not scores:
         return
     output = scores_output(

@@ -107,12 +107,11 @@ def write_manifest(path: Path, manifest: ModelManifest) -> None:
 def triton_config(manifest: ModelManifest) -> str:
     """Return the config.pbtxt with which Triton serves the same model folder.
 
-    Of an imported graph, Triton reads inputs and outputs itself.
+    Of an imported graph Triton reads inputs, outputs and whether it batches itself: a largest batch would be
+    an error where the graph fixes it.
     """
     if manifest.weights.source == WeightsRecord.IMPORTED:
-        # 0, for Triton: the shapes in the graph include the batch.
-        batch = manifest.max_batch_size if manifest.max_batch_size > 1 else 0
-        return f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: {batch}\n'
+        return f'name: "{manifest.name}"\nplatform: "onnxruntime_onnx"\n'
     size = manifest.input
     return (
         f'name: "{manifest.name}"\n'

@@ -96,7 +96,7 @@ def test_triton_is_left_to_read_the_graph_itself(import_graph: Import, models: P
     import_graph(classifier())
 
     assert (models / "foreign" / "config.pbtxt").read_text() == (
-        'name: "foreign"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 32\n'
+        'name: "foreign"\nplatform: "onnxruntime_onnx"\n'
     )
 
 
@@ -327,14 +327,31 @@ def test_a_batch_of_one_is_served_one_by_one(import_graph: Import, models: Path)
     import_graph(classifier(batch=1))
 
     assert manifest_of(models).max_batch_size == 1
-    # Triton's way to say that the shapes in the graph include the batch.
-    assert "max_batch_size: 0" in (models / "foreign" / "config.pbtxt").read_text()
 
 
-def test_a_batch_fixed_at_another_size_is_refused(import_graph: Import, models: Path):
-    assert "has a batch fixed at 4: neither dynamic nor 1" in refused(
-        import_graph(classifier(batch=4)), models
+def test_a_batch_fixed_at_another_size_is_filled_up(import_graph: Import, models: Path):
+    result = import_graph(classifier(batch=4, ending="Softmax"))
+
+    assert result.exit_code == 0, result.stderr
+    assert manifest_of(models).max_batch_size == 4
+    assert manifest_of(models).output.kind == Output.PROBABILITIES
+
+
+def test_a_graph_of_tensors_may_have_no_batch(
+    import_graph: Import, models: Path, vistazo: Callable[..., Result]
+):
+    shape = [4, 2]
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        "negative",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
     )
+    result = import_graph(model_of(graph), preprocess="none")
+
+    assert result.exit_code == 0, result.stderr
+    assert manifest_of(models).max_batch_size == 1
+    assert vistazo("verify", models).exit_code == 0
 
 
 def test_a_batch_that_is_dynamic_only_in_name_is_found(import_graph: Import, models: Path):
