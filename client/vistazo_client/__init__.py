@@ -7,14 +7,17 @@
     for prediction in result.predictions:
         print(f"{prediction.probability:6.1%}  {prediction.label}")
 
-`Client` says what an image may be; `vistazo_client.errors` draws the tree of exceptions. The names
+`AsyncClient` is the same for asyncio. `Client` says what an image may be, how addresses, retries, TLS and
+tokens are given; `vistazo_client.errors` draws the tree of exceptions. The names
 here are the public API, and nothing else is.
 """
 
 from importlib.metadata import version as _version
 
 from vistazo_client._images import ImageInput
+from vistazo_client.aio import AsyncClient
 from vistazo_client.client import Client
+from vistazo_client.credentials import TLS
 from vistazo_client.errors import (
     EXCEPTION_FOR,
     AuthenticationError,
@@ -26,6 +29,7 @@ from vistazo_client.errors import (
     PermissionDeniedError,
     RequestCancelledError,
     ServerError,
+    TLSError,
     UnavailableError,
     UnsupportedError,
     VistazoError,
@@ -43,6 +47,8 @@ __version__ = _version("vistazo")
 
 __all__ = [
     "EXCEPTION_FOR",
+    "TLS",
+    "AsyncClient",
     "AuthenticationError",
     "BatchLatency",
     "Classification",
@@ -59,6 +65,7 @@ __all__ = [
     "Prediction",
     "RequestCancelledError",
     "ServerError",
+    "TLSError",
     "Timing",
     "UnavailableError",
     "UnsupportedError",

@@ -141,7 +141,7 @@ def unanswered_chunk(chunk: Chunk, error: VistazoError) -> Iterator[Classificati
         if isinstance(entry, InvalidImageError):
             yield Classification(error=entry)
         else:
-            yield Classification(error=_named(error, entry))
+            yield Classification(error=name_error(error, entry))
 
 
 def _decode_predictions(predictions: Sequence[pb.Prediction]) -> tuple[Prediction, ...]:
@@ -151,13 +151,13 @@ def _decode_predictions(predictions: Sequence[pb.Prediction]) -> tuple[Predictio
 def _decode_error(result: pb.ImageResult, name: str) -> VistazoError | None:
     outcome = result.WhichOneof("outcome")
     if outcome == "error":
-        return _named(error_from_code(result.error.code, result.error.message), name)
+        return name_error(error_from_code(result.error.code, result.error.message), name)
     if outcome is None or not result.predictions.predictions:
-        return _named(ServerError("the server sent neither predictions nor an error"), name)
+        return name_error(ServerError("the server sent neither predictions nor an error"), name)
     return None
 
 
-def _named(error: VistazoError, name: str) -> VistazoError:
+def name_error(error: VistazoError, name: str) -> VistazoError:
     """Return `error` with the image's name, where it has one, in place of its number on the wire."""
     message = _WIRE_NUMBER.sub("", str(error))
     named = type(error)(

@@ -9,18 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vistazo_client.errors import InvalidImageError, one_line
 from vistazo_proto import classification_pb2 as pb
 
 if TYPE_CHECKING:
+    import numpy as np
     import PIL.Image
+    from numpy.typing import NDArray
 
-# Pillow is named as a string: the client works without it.
+# Named as strings: the client works without Pillow, and a command that only asks for the health should
+# not wait for numpy.
 ImageInput: TypeAlias = Union[
-    str, os.PathLike[str], bytes, bytearray, memoryview, NDArray[np.uint8], "PIL.Image.Image"
+    str, os.PathLike[str], bytes, bytearray, memoryview, "NDArray[np.uint8]", "PIL.Image.Image"
 ]
 """A path; a whole JPEG, PNG, WebP or BMP file as bytes; pixels as an array; or a PIL image."""
 
@@ -33,7 +33,7 @@ EXPECTED_ARRAY = "a uint8 array of shape (height, width), (height, width, 1) or 
 
 def is_one_image(value: object) -> TypeGuard[ImageInput]:
     """Return whether `value` stands for one image, good or bad, rather than for a collection of them."""
-    if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | np.ndarray):
+    if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview) or _is_array(value):
         return True
     # An open file iterates over lines, which are no images; encode_image says what to pass instead.
     return not isinstance(value, Iterable) or hasattr(value, "read")
@@ -58,7 +58,7 @@ def encode_image(value: object, *, max_bytes: int) -> pb.Image:
         message = pb.Image(encoded=bytes(value))
         if not message.encoded:
             raise InvalidImageError("expected the bytes of an image file, got 0 bytes")
-    elif isinstance(value, np.ndarray):
+    elif _is_array(value):
         message = _encode_array(value)
     elif _is_pil(value):
         message = _encode_array(_pil_pixels(value))
@@ -96,14 +96,21 @@ def _check_size(size: int, max_bytes: int, name: str) -> None:
         )
 
 
-def _encode_array(pixels: NDArray[Any]) -> pb.Image:
+def _encode_array(pixels: "NDArray[Any]") -> pb.Image:
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1] if pixels.ndim == 3 else 0
-    if pixels.dtype != np.uint8 or channels not in {1, 3} or pixels.size == 0:
+    if pixels.dtype != "uint8" or channels not in {1, 3} or pixels.size == 0:
         hint = "; for several images pass a list of arrays" if pixels.ndim == 4 else ""
         raise InvalidImageError(f"expected {EXPECTED_ARRAY}, got {pixels.dtype} {pixels.shape}{hint}")
     height, width = pixels.shape[:2]
     # tobytes() writes rows in order whatever the strides are.
     return pb.Image(raw=pb.RawPixels(data=pixels.tobytes(), height=height, width=width, channels=channels))
+
+
+def _is_array(value: object) -> TypeGuard["NDArray[Any]"]:
+    """Return whether `value` is a numpy array, without importing numpy for it."""
+    # No one has an array without having imported this module.
+    module = sys.modules.get("numpy")
+    return isinstance(value, getattr(module, "ndarray", ()))
 
 
 def _is_pil(value: object) -> TypeGuard["PIL.Image.Image"]:
@@ -113,11 +120,13 @@ def _is_pil(value: object) -> TypeGuard["PIL.Image.Image"]:
     return module is not None and isinstance(value, module.Image)
 
 
-def _pil_pixels(image: "PIL.Image.Image") -> NDArray[np.uint8]:
+def _pil_pixels(image: "PIL.Image.Image") -> "NDArray[np.uint8]":
     """Return the image's pixels as they stand in memory: grey stays grey, all else becomes RGB.
 
     No EXIF orientation is applied, and transparency is dropped.
     """
+    import numpy as np  # noqa: PLC0415  only here, see ImageInput
+
     try:
         if image.mode in {"1", "L"}:
             return np.asarray(image.convert("L"))

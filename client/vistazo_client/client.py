@@ -1,27 +1,24 @@
 """The blocking client."""
 
 import threading
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, cast, overload
+from typing import Any, Self, TypeVar, cast, overload
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from vistazo_client._channel import (
-    DEFAULT_ADDRESS,
-    DEFAULT_TIMEOUT_SECONDS,
-    MAX_MESSAGE_BYTES,
-    SERVING,
-    check_address,
-    health_call,
-    open_channel,
-)
+from vistazo_client._channel import ChannelFactory, Link
 from vistazo_client._codec import Chunk, Query, chunk_images, decode_chunk, decode_model, unanswered_chunk
+from vistazo_client._core import MAX_REQUESTS_IN_FLIGHT, READY_POLL_SECONDS, ClientCore
 from vistazo_client._images import ImageInput, is_one_image
+from vistazo_client._retry import Attempts
+from vistazo_client._stream import encode_stream_image
+from vistazo_client._stream_threads import StreamThreads
+from vistazo_client._target import Target
 from vistazo_client.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
@@ -31,62 +28,55 @@ from vistazo_client.errors import (
 )
 from vistazo_client.results import Classification, ModelInfo
 from vistazo_proto import classification_pb2 as pb
-from vistazo_proto.classification_pb2_grpc import ClassificationServiceStub
 
-# While one request runs, the next is already in the server's queue: enough to keep the engine busy.
-# More would only fill a queue that others share, and wait there against their own deadline.
-MAX_REQUESTS_IN_FLIGHT = 2
-
-# Between two looks at a server that is starting: short enough not to be felt.
-READY_POLL_SECONDS = 0.1
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
+_Id = TypeVar("_Id")
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A chunk whose request was sent; no future where none of its images could be."""
+@dataclass(slots=True)
+class _Call:
+    """A request under way, and what it takes to send it again."""
 
-    chunk: Chunk
-    future: "grpc._CallFuture[pb.ClassifyResponse] | None"
+    pick: Callable[[Link[grpc.Channel]], Any]
+    """The method to call."""
+    request: object
+    timeout: float
+    attempts: Attempts
+    link: Link[grpc.Channel]
+    future: Any
 
 
-class Client:
-    """A connection to a Vistazo server, to be made once and used for every call.
+class Client(ClientCore[grpc.Channel]):
+    """A connection to a Vistazo server, or to several that serve the same; made once, used for every call.
 
         with Client("127.0.0.1:8001") as client:
             print(client.classify("cat.jpg").top.label)
 
-    It may be shared between threads. It connects at its first call, and again by itself after the
-    server restarts. Calls raise the subclasses of `VistazoError`, and RuntimeError once it is closed.
+    It may be shared between threads, and used in both processes after a fork. It connects at its first
+    call, and again by itself after a server restarts. Calls raise the subclasses of `VistazoError`, and
+    RuntimeError once it is closed.
 
-    address: HOST:PORT, or anything that grpc takes as a target.
-    timeout: seconds that any one request may take, unless a call says otherwise.
+    address: HOST:PORT; several with commas between them, or as a list; or anything that grpc takes as a
+        target, such as dns:///HOST:PORT. Requests go in turn to every address that is up, and to every one
+        that a name stands for.
+    timeout: seconds that any one request may take, retries included, unless a call says otherwise. There
+        is always one.
+    retries: how often a request that was refused for load, or that no server answered, is sent again: to
+        another server where there is one, not before the time that the server named, and never past the
+        timeout. Every call of this client can be repeated without harm. 0: never.
+    tls: `TLS`, or True for TLS with the public authorities. Default: none.
+    token: sent with every call as "authorization: Bearer …". Only over TLS or to this machine, unless
+        `allow_insecure_token`.
+    token_file: a file with the token in it, read again when it changes.
     max_message_bytes: largest request and response. Keep it at most the server's `--max-message-mb`.
+
+    Raises ValueError for settings that make no sense.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-    ) -> None:
-        self._address = check_address(address)
-        self._timeout = _check_timeout(timeout)
-        self._max_message_bytes = max_message_bytes
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._closed = False
+    _closing: threading.Event
 
-    @property
-    def address(self) -> str:
-        """Where the server is."""
-        return self._address
-
-    def __repr__(self) -> str:
-        return f"<Client {self._address}{' closed' if self._closed else ''}>"
+    def _opener(self, factory: ChannelFactory) -> Callable[[Target], grpc.Channel]:
+        self._closing = threading.Event()
+        return factory.open
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -102,10 +92,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls that other threads are in raise RequestCancelledError."""
-        with self._lock:
-            self._closed = True
-            channel, self._channel = self._channel, None
-        if channel is not None:
+        self._closed = True
+        self._closing.set()
+        for channel in self._connection.take_channels():
             channel.close()
 
     # A str is one image and also an iterable of str. The first overload that fits decides: one image.
@@ -174,70 +163,89 @@ class Client:
         timeout: float | None = None,
     ) -> Iterator[Classification]:
         """Yield what `classify` would put in its list, each result as soon as its turn comes."""
-        self._check_open()
-        if is_one_image(images):
-            raise TypeError(
-                f"expected an iterable of images, got one {type(images).__name__}; use classify()"
-            )
+        self._check_images(images, "classify()")
         query = Query(model, version, top_k)
         chunks = chunk_images(images, query, max_message_bytes=self._max_message_bytes)
         return self._classify_chunks(chunks, self._deadline(timeout))
 
+    def classify_stream(
+        self,
+        images: Iterable[tuple[_Id, ImageInput]],
+        *,
+        model: str = "",
+        version: str = "",
+        top_k: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[tuple[_Id, Classification]]:
+        """Classify (id, image) pairs over one stream; yield (id, result) pairs, each as soon as it is ready.
+
+            for number, result in client.classify_stream(enumerate(frames)):
+                print(number, result.error or result.top.label)
+
+        The ids are yours: anything, even several times the same. Results come in the order in which they
+        are ready, and errors, also of a timeout, in their `error`: one image's never ends the stream. A
+        failure of all ends it with its exception: no server, no such call, no permission.
+
+        For sources without end, and where the first answer matters more than the order; `classify_iter`
+        sends many images in one request, which costs the server less. A few images are with the server at
+        once, and no more are taken from `images` than were answered and fetched. `images` is iterated in
+        a thread of its own; what it raises is raised here, after the results of what came before.
+        Leaving the loop cancels what is in flight.
+
+        timeout: seconds for each image, counted from when it was taken; default, the client's.
+        """
+        self._check_images(images, "classify()")
+        session = self._stream_session(Query(model, version, top_k), timeout)
+        encode = partial(encode_stream_image, max_message_bytes=self._max_message_bytes)
+        threads = StreamThreads(session, map(encode, images), self._open_stream)
+        return cast("Iterator[tuple[_Id, Classification]]", threads.results())
+
     def _classify_chunks(self, chunks: Iterator[Chunk], timeout: float) -> Iterator[Classification]:
         """Yield the results of `chunks` in order, keeping a few requests in flight."""
-        pending: deque[_Pending] = deque()
+        pending: deque[tuple[Chunk, _Call | None]] = deque()
         try:
             for chunk in chunks:
                 if len(pending) == MAX_REQUESTS_IN_FLIGHT:
-                    yield from self._results(pending.popleft(), timeout)
-                pending.append(self._send(chunk, timeout))
+                    yield from self._results(*pending.popleft())
+                pending.append(
+                    (chunk, self._start(_classify, chunk.request, timeout) if chunk.sent else None)
+                )
             while pending:
-                yield from self._results(pending.popleft(), timeout)
+                yield from self._results(*pending.popleft())
         finally:
             # Reached with requests in flight when one failed, or when the caller stopped listening.
-            for each in pending:
-                if each.future is not None:
-                    each.future.cancel()
+            for _, call in pending:
+                if call is not None:
+                    call.future.cancel()
 
-    def _send(self, chunk: Chunk, timeout: float) -> _Pending:
-        if not chunk.sent:
-            return _Pending(chunk, None)
-        stub = ClassificationServiceStub(self._open_channel())
-        return _Pending(chunk, self._start(stub.Classify, chunk.request, timeout))
-
-    def _results(self, pending: _Pending, timeout: float) -> Iterator[Classification]:
-        if pending.future is None:
-            return decode_chunk(pending.chunk, pb.ClassifyResponse())
+    def _results(self, chunk: Chunk, call: _Call | None) -> Iterator[Classification]:
+        if call is None:
+            return decode_chunk(chunk, pb.ClassifyResponse())
         try:
-            response = self._wait(pending.future, timeout)
+            response = self._finish(call)
         except VistazoError as error:
-            return unanswered_chunk(pending.chunk, error)
-        return decode_chunk(pending.chunk, response)
+            return unanswered_chunk(chunk, error)
+        return decode_chunk(chunk, response)
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Return every model of the server, those that are not ready included, by name and version."""
-        stub = ClassificationServiceStub(self._open_channel())
-        response = self._call(stub.ListModels, pb.ListModelsRequest(), self._deadline(timeout))
+        response = self._call(lambda link: link.service.ListModels, pb.ListModelsRequest(), timeout)
         return tuple(decode_model(model) for model in response.models)
 
     def model(self, name: str, version: str = "", *, timeout: float | None = None) -> ModelInfo:
         """Return one model. version: default, the highest that is ready, else the highest."""
-        stub = ClassificationServiceStub(self._open_channel())
         request = pb.GetModelRequest(name=name, version=version)
-        return decode_model(self._call(stub.GetModel, request, self._deadline(timeout)))
+        return decode_model(self._call(lambda link: link.service.GetModel, request, timeout))
 
     def health(self, model: str = "", *, timeout: float | None = None) -> bool:
         """Return whether the server, or one of its models, is serving now.
 
         Raises ModelNotFoundError for a model it does not have, UnavailableError where no server is.
         """
-        check = health_call(self._open_channel())
         try:
-            response = self._call(check, StringValue(value=model), self._deadline(timeout))
+            return self._serving(self._call(lambda link: link.health, StringValue(value=model), timeout))
         except ModelNotFoundError as error:
-            # The health protocol sends this status without a word.
-            raise ModelNotFoundError(f"the server at {self._address} has no model {model!r}") from error
-        return response.value == SERVING
+            raise self._no_such_model(model) from error
 
     def wait_until_ready(self, model: str = "", *, timeout: float = 60.0) -> None:
         """Return once the server, or one of its models, is serving.
@@ -245,67 +253,66 @@ class Client:
         Raises DeadlineExceededError, saying what was missing, after `timeout` seconds. A server that is
         not there yet and a model that it does not know yet are waited for.
         """
-        deadline = time.monotonic() + _check_timeout(timeout)
+        wait = self._ready_wait(model, timeout)
         while True:
-            missing = f"{model or 'the server at ' + self._address} is not serving"
-            left = max(deadline - time.monotonic(), READY_POLL_SECONDS)
+            failure: VistazoError | None = None
             try:
-                if self.health(model, timeout=min(left, self._timeout)):
+                if self.health(model, timeout=wait.look_timeout()):
                     return
             except (UnavailableError, ModelNotFoundError, DeadlineExceededError) as error:
-                missing = str(error)
-            if time.monotonic() + READY_POLL_SECONDS > deadline:
-                raise DeadlineExceededError(f"not ready after {timeout:g} s: {missing}")
-            time.sleep(READY_POLL_SECONDS)
+                failure = error
+            wait.check(failure)
+            self._pause(READY_POLL_SECONDS)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this Client is closed; make another")
+    def _call(self, pick: Callable[[Link[grpc.Channel]], Any], request: object, timeout: float | None) -> Any:  # noqa: ANN401  as the stubs of the generated code
+        return self._finish(self._start(pick, request, self._deadline(timeout)))
 
-    def _open_channel(self) -> grpc.Channel:
-        with self._lock:
-            self._check_open()
-            if self._channel is None:
-                self._channel = open_channel(self._address, self._max_message_bytes)
-            return self._channel
+    def _start(self, pick: Callable[[Link[grpc.Channel]], Any], request: object, timeout: float) -> _Call:
+        attempts = self._attempts(timeout)
+        return _Call(pick, request, timeout, attempts, *self._send(pick, request, attempts))
 
-    def _deadline(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else _check_timeout(timeout)
-
-    def _call(
-        self,
-        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
-        request: _Request,
-        timeout: float,
-    ) -> _Response:
-        return self._wait(self._start(method, request, timeout), timeout)
-
-    def _start(
-        self,
-        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
-        request: _Request,
-        timeout: float,
-    ) -> "grpc._CallFuture[_Response]":
+    def _send(
+        self, pick: Callable[[Link[grpc.Channel]], Any], request: object, attempts: Attempts
+    ) -> tuple[Link[grpc.Channel], Any]:
+        self._check_open()
+        metadata = self._metadata()
+        link = self._connection.link()
         try:
-            return method.future(request, timeout=timeout)
+            future = pick(link).future(request, timeout=attempts.seconds_left, metadata=metadata)
         except ValueError:
             # What grpc raises when another thread closed the channel since it was looked up.
             self._check_open()
             raise
+        return link, future
 
-    def _wait(self, future: "grpc._CallFuture[_Response]", timeout: float) -> _Response:
-        """Return the answer, or raise the exception that its status stands for: the only place that does."""
-        try:
-            return future.result()
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, address=self._address, timeout=timeout) from error
-        except BaseException:
-            # Ctrl-C: the server should not go on for no one.
-            future.cancel()
-            raise
+    def _finish(self, call: _Call) -> Any:  # noqa: ANN401
+        """Return the answer, or raise the exception that its status stands for, after the last attempt."""
+        while True:
+            try:
+                return call.future.result()
+            except grpc.RpcError as error:
+                failure = error_from_rpc(error, address=self._address, timeout=call.timeout)
+                failure.__cause__ = error
+            except BaseException:
+                # Ctrl-C: the server should not go on for no one.
+                call.future.cancel()
+                raise
+            self._pause(self._delay_after(call.attempts, call.link, failure))
+            call.link, call.future = self._send(call.pick, call.request, call.attempts)
+
+    def _open_stream(
+        self, requests: Iterator[pb.ClassifyStreamRequest]
+    ) -> tuple[Any, Callable[[grpc.RpcError], VistazoError]]:
+        """Return an open ClassifyStream, and what makes an exception of its failure."""
+        self._check_still_open()
+        metadata = self._metadata()
+        link = self._connection.link()
+        return link.service.ClassifyStream(requests, metadata=metadata), partial(self._stream_error, link)
+
+    def _pause(self, seconds: float) -> None:
+        self._closing.wait(seconds)
+        self._check_still_open()
 
 
-def _check_timeout(timeout: float) -> float:
-    if not timeout > 0:
-        raise ValueError(f"expected a timeout above 0 seconds, got {timeout}")
-    return timeout
+def _classify(link: Link[grpc.Channel]) -> Any:  # noqa: ANN401
+    return link.service.Classify

@@ -6,6 +6,7 @@
     ├── ModelNotFoundError        NOT_FOUND            no such model or version
     ├── OverloadedError           RESOURCE_EXHAUSTED   refused for load; see `retry_after`
     ├── UnavailableError          UNAVAILABLE          no server there, or it is loading or draining
+    │   └── TLSError                                   one there, but no way to trust or understand it
     ├── DeadlineExceededError     DEADLINE_EXCEEDED    no answer within the timeout
     ├── RequestCancelledError     CANCELLED            cancelled, for instance by `Client.close()`
     ├── AuthenticationError       UNAUTHENTICATED      no credentials, or not good ones
@@ -73,6 +74,10 @@ class UnavailableError(VistazoError):
     default_code = grpc.StatusCode.UNAVAILABLE
 
 
+class TLSError(UnavailableError):
+    """No secure connection: a certificate is not trusted, expired or another's, or there is no TLS."""
+
+
 class DeadlineExceededError(VistazoError):
     """The timeout passed first. The server drops the work, too."""
 
@@ -133,11 +138,17 @@ EXCEPTION_FOR: Mapping[grpc.StatusCode, type[VistazoError]] = {
 def error_from_rpc(error: grpc.RpcError, *, address: str, timeout: float) -> VistazoError:
     """Return the exception that tells a caller about `error`, a call to `address` that failed.
 
-    Which class is decided by the status alone; the details only shape the message.
+    Which class is decided by the status; only a connection that failed is looked at more closely.
     """
     code = error.code()
-    message = _message(code, one_line(error.details() or ""), address=address, timeout=timeout)
-    return EXCEPTION_FOR[code](message, code=code, retry_after=_retry_after(error))
+    details = one_line(error.details() or "")
+    kind = EXCEPTION_FOR[code]
+    if code is grpc.StatusCode.UNAVAILABLE:
+        reason = _tls_reason(details)
+        if reason is not None:
+            return TLSError(reason.format(address=address), code=code)
+    message = _message(code, details, address=address, timeout=timeout)
+    return kind(message, code=code, retry_after=_retry_after(error))
 
 
 def error_from_code(number: int, message: str) -> VistazoError:
@@ -157,10 +168,44 @@ def one_line(text: str) -> str:
 _CODE_FOR_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in EXCEPTION_FOR}
 
 # grpc's own words for a connection that failed: "…; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to
-# connect to remote host: connect: Connection refused (111)". The reason is after the last colon.
-_NO_CONNECTION = "failed to connect to all addresses"
+# connect to remote host: connect: Connection refused (111)". The reason is after the last colon. The
+# first words are those of its two ways to balance.
+_NO_CONNECTION = ("connections to all backends failing", "failed to connect to all addresses")
 _CONNECTION_REASON = re.compile(r"(?:.*: )?(?P<reason>.+?)(?: \(\d+\))?$")
 _NO_SUCH_HOST = ("DNS resolution failed", "errors resolving")
+
+# How TLS fails, in the words of grpc and of its BoringSSL, and in ours.
+_TLS_REASONS = (
+    (
+        re.compile(r"CERTIFICATE_VERIFY_FAILED: certificate has expired"),
+        "the certificate of the server at {address} has expired",
+    ),
+    (
+        re.compile(r"CERTIFICATE_VERIFY_FAILED"),
+        "the certificate of the server at {address} is not trusted: "
+        "another authority than the given CA signed it, or it is not valid now",
+    ),
+    (
+        re.compile(r"Hostname Verification Check failed"),
+        "the certificate of the server at {address} is for another name",
+    ),
+    (re.compile(r"WRONG_VERSION_NUMBER"), "the server at {address} does not speak TLS"),
+    (
+        re.compile(r"[Hh]andshake failed|security handshaker"),
+        "no TLS connection to the server at {address}: the handshake failed",
+    ),
+)
+
+# A server that speaks TLS hangs up on a client that does not, and on one without a certificate that it
+# asks for; so does one that is killed at that moment.
+_HANGS_UP = "Socket closed"
+
+
+def _tls_reason(details: str) -> str | None:
+    """Return what to say of a connection that TLS prevented; None where it was not TLS."""
+    if not details.startswith(_NO_CONNECTION):
+        return None
+    return next((reason for pattern, reason in _TLS_REASONS if pattern.search(details)), None)
 
 
 def _message(code: grpc.StatusCode, details: str, *, address: str, timeout: float) -> str:
@@ -168,6 +213,11 @@ def _message(code: grpc.StatusCode, details: str, *, address: str, timeout: floa
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
         match = _CONNECTION_REASON.match(details)
         reason = match["reason"] if match else details
+        if reason == _HANGS_UP:
+            return (
+                f"the server at {address} closed the connection at once; "
+                "does it want TLS, or a client's certificate?"
+            )
         return f"no server at {address} ({reason[0].lower()}{reason[1:]})"
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_SUCH_HOST):
         return f"no server at {address} (no such host)"

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from support.aio_client import BlockingAsyncClient
 from vistazo_client import Client
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto.classification_pb2_grpc import (
@@ -18,6 +19,7 @@ from vistazo_proto.classification_pb2_grpc import (
 )
 
 Script = Callable[[pb.ClassifyRequest, grpc.ServicerContext], None]
+StreamScript = Callable[[pb.ClassifyStreamRequest, grpc.ServicerContext], pb.ClassifyStreamResponse | None]
 
 RESNET = pb.Model(
     name="resnet18",
@@ -48,8 +50,17 @@ class FakeService(ClassificationServiceServicer):
     """
 
     script: Script | None = None
+    stream_script: StreamScript | None = None
+    """Called with each request of a stream; what it returns is sent in place of the answer."""
     models: dict[str, pb.Model] = field(default_factory=MODELS.copy)
+    replace_stream: Callable[..., Iterator[pb.ClassifyStreamResponse]] | None = None
+    """Answers whole streams in place of this service."""
     requests: list[pb.ClassifyRequest] = field(default_factory=list)
+    stream_requests: list[pb.ClassifyStreamRequest] = field(default_factory=list)
+    streams: int = 0
+    ended_streams: int = 0
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    """Of each Classify and each stream."""
     answered_images: int = 0
     running: int = 0
     most_running: int = 0
@@ -58,6 +69,7 @@ class FakeService(ClassificationServiceServicer):
     def Classify(self, request, context):  # noqa: N802  the name in the .proto
         with self._lock:
             self.requests.append(request)
+            self.metadata.append(dict(context.invocation_metadata()))
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         try:
@@ -96,7 +108,36 @@ class FakeService(ClassificationServiceServicer):
         return self.models[request.name]
 
     def ClassifyStream(self, request_iterator, context):  # noqa: N802  the name in the .proto
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this fake")
+        with self._lock:
+            self.streams += 1
+            self.metadata.append(dict(context.invocation_metadata()))
+        if self.replace_stream is not None:
+            yield from self.replace_stream(request_iterator, context)
+            return
+        for request in request_iterator:
+            self.stream_requests.append(request)
+            scripted = self.stream_script(request, context) if self.stream_script is not None else None
+            yield scripted or self._stream_answer(request)
+        with self._lock:
+            self.ended_streams += 1
+
+    def _stream_answer(self, request):
+        (image,) = request.request.images
+        if _is_bad(image):
+            error = pb.ImageError(code=3, message="images[0]: expected an image, got something else")
+            return pb.ClassifyStreamResponse(id=request.id, error=error)
+        model = request.request.model or "resnet18"
+        if model not in self.models:
+            return pb.ClassifyStreamResponse(
+                id=request.id, error=pb.ImageError(code=5, message=f"no model {model!r}")
+            )
+        response = pb.ClassifyResponse(
+            model=model,
+            version=request.request.version or self.models[model].version,
+            results=[_result(0, image, request.request.top_k or 5)],
+            batch_size=1,
+        )
+        return pb.ClassifyStreamResponse(id=request.id, response=response)
 
 
 def _is_bad(image):
@@ -160,9 +201,15 @@ def server() -> Iterator[FakeServer]:
     running.stop(grace=None).wait()
 
 
+@pytest.fixture(params=[Client, BlockingAsyncClient], ids=["blocking", "asyncio"])
+def open_client(request) -> type[Client]:
+    """Client, and AsyncClient as if it were one."""
+    return request.param
+
+
 @pytest.fixture
-def client(server) -> Iterator[Client]:
-    with Client(server.address, timeout=5) as client:
+def client(server, open_client) -> Iterator[Client]:
+    with open_client(server.address, timeout=5) as client:
         yield client
 
 

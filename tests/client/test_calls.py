@@ -191,6 +191,27 @@ def test_closing_ends_the_calls_that_other_threads_are_in(server):
     assert len(raised) == 1
 
 
+def test_closing_ends_the_streams_that_other_threads_are_in(server):
+    server.service.stream_script = lambda request, context: server.stopping.wait(30) and None
+    client = Client(server.address)
+    raised = []
+
+    def ask():
+        try:
+            list(client.classify_stream([(1, b"a cat")]))
+        except RequestCancelledError as error:
+            raised.append(error)
+
+    caller = threading.Thread(target=ask)
+    caller.start()
+    while not server.service.stream_requests:
+        server.stopping.wait(0.01)
+    client.close()
+    caller.join(5)
+
+    assert len(raised) == 1
+
+
 def test_one_client_serves_many_threads_each_with_its_own_answers(client):
     wrong = []
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -39,8 +39,7 @@ def classify_command(
     version: str,
     top: int | None,
     as_json: bool,
-    server: str,
-    timeout: float,
+    open_client: Callable[[], Client],
 ) -> None:
     """Classify images.
 
@@ -53,7 +52,7 @@ def classify_command(
     report = _Report(as_json=as_json)
     for path, error in errors:
         report.add(path, Classification(error=error))
-    with Client(server, timeout=timeout) as client:
+    with open_client() as client:
         results = client.classify_iter(paths, model=model, version=version, top_k=top)
         try:
             for path, result in zip(paths, _progress(results, len(paths)), strict=True):

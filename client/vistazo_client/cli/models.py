@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 from rich.table import Table
@@ -20,16 +20,16 @@ _STATE_STYLE = {ModelState.READY: "green", ModelState.FAILED: "bold red"}
 @json_option
 @click.option("--verbose", "-v", is_flag=True, help="Add the measured latency of each batch size.")
 @server_options
-def models_command(*, as_json: bool, verbose: bool, server: str, timeout: float) -> None:
+def models_command(*, as_json: bool, verbose: bool, open_client: Callable[[], Client]) -> None:
     """List the models of a server."""
-    with Client(server, timeout=timeout) as client:
+    with open_client() as client:
         models = client.models()
     if as_json:
         for model in models:
             click.echo(json.dumps(dataclasses.asdict(model)))
         return
     if not models:
-        click.echo(f"The server at {server} has no models.")
+        click.echo(f"The server at {client.address} has no models.")
         return
     print_table(_models_table(models))
     if verbose:
@@ -78,18 +78,27 @@ def _latency_table(models: Sequence[ModelInfo]) -> Table:
 @click.command("health")
 @click.argument("model", default="")
 @click.option(
+    "--service", metavar="NAME", default="", help="The same as MODEL: any name that the server knows."
+)
+@click.option(
     "--wait",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
     help="Wait up to this long for it to serve, also for a server that is not there yet.",
 )
 @server_options
-def health_command(*, model: str, wait: float | None, server: str, timeout: float) -> None:
+def health_command(
+    *, model: str, service: str, wait: float | None, open_client: Callable[[], Client]
+) -> None:
     """Say whether a server, or one MODEL of it, is serving.
 
-    Prints SERVING or NOT_SERVING; the exit status is 0 only when it is serving.
+    Prints SERVING or NOT_SERVING; the exit status is 0 only when it is serving. Fit for a container's
+    health check: it needs nothing but the client.
     """
-    with Client(server, timeout=timeout) as client:
+    if model and service:
+        raise click.UsageError("expected MODEL or --service, got both")
+    model = model or service
+    with open_client() as client:
         if wait is not None:
             client.wait_until_ready(model, timeout=wait)
         serving = wait is not None or client.health(model)

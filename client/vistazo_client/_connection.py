@@ -1,0 +1,102 @@
+"""Where a client's calls go: channels opened when first used, in each process of its own.
+
+Nothing here is public.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Generic
+
+from vistazo_client._channel import ChannelT, Link
+from vistazo_client._target import Target
+
+# After a failure the other targets are asked first for so long: until grpc has tried to reconnect.
+DOWN_SECONDS: Final = 1.0
+
+
+class Connection(Generic[ChannelT]):
+    """The channels of one client, one for each target.
+
+    A forked child opens its own: the parent's share their sockets with the parent, and nothing reads
+    from them in the child.
+    """
+
+    def __init__(self, targets: Sequence[Target], open_channel: Callable[[Target], ChannelT]) -> None:
+        self._targets = targets
+        self._open_channel = open_channel
+        self._opened: _Opened[ChannelT] | None = None
+        self._closed = False
+        # Closing, or only collecting, a parent's channel in the child would speak on its sockets.
+        self._abandoned: list[_Opened[ChannelT]] = []
+
+    def link(self) -> Link[ChannelT]:
+        """Return the link for the next attempt: each in turn, those that are down last.
+
+        Raises RuntimeError once the channels were taken.
+        """
+        opened = self._opened
+        if opened is None or opened.process != os.getpid():
+            opened = self._open()
+        return opened.next()
+
+    def failed(self, link: Link[ChannelT]) -> None:
+        """Ask other targets first for a while."""
+        link.down_until = time.monotonic() + DOWN_SECONDS
+
+    def take_channels(self) -> list[ChannelT]:
+        """Return the channels that this process has to close; there will be no others."""
+        with _opening.lock:
+            opened, self._opened = self._opened, None
+            self._closed = True
+        if opened is None or opened.process != os.getpid():
+            self._abandoned += [] if opened is None else [opened]
+            return []
+        return [link.channel for link in opened.links]
+
+    def _open(self) -> "_Opened[ChannelT]":
+        with _opening.lock:
+            opened = self._opened
+            if opened is not None and opened.process == os.getpid():
+                return opened
+            if self._closed:
+                raise RuntimeError("this client is closed; make another")
+            if opened is not None:
+                self._abandoned.append(opened)
+            self._opened = opened = _Opened([Link(self._open_channel(target)) for target in self._targets])
+            return opened
+
+
+class _Opened(Generic[ChannelT]):
+    """The links of one process."""
+
+    def __init__(self, links: list[Link[ChannelT]]) -> None:
+        self.links = links
+        self.process = os.getpid()
+        self._turn = 0
+
+    def next(self) -> Link[ChannelT]:
+        if len(self.links) == 1:
+            return self.links[0]
+        now = time.monotonic()
+        # Two threads may take the same turn: no harm.
+        self._turn = (self._turn + 1) % len(self.links)
+        in_turn = self.links[self._turn :] + self.links[: self._turn]
+        up = [link for link in in_turn if link.down_until <= now]
+        return up[0] if up else min(in_turn, key=lambda link: link.down_until)
+
+
+class _Opening:
+    """The lock under which channels are opened; a child never waits for a thread of its parent's."""
+
+    def __init__(self) -> None:
+        self.renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_opening = _Opening()

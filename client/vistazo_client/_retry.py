@@ -1,0 +1,93 @@
+"""When a failed call is tried again, and after how long.
+
+All calls of this client are idempotent: asking twice what an image shows, what models there are or how
+the server is changes nothing. grpc has retries of its own (gRFC A6); they are not used, because they
+wait for a pushback that ends after the deadline, give up requests over 256 KiB, retry what is too large
+to be received, and send everyone who was refused back at the same moment.
+
+Nothing here is public.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, cast
+
+import grpc
+
+from vistazo_client.errors import PUSHBACK_TRAILER, VistazoError
+
+DEFAULT_RETRIES: Final = 4
+"""As many as gRFC A6 allows; together they outlast a replica that is replaced, not one that is gone."""
+
+# The server did not do the work, or died doing it: here or elsewhere it may be done.
+FIRST_BACKOFF_SECONDS: Final = 0.05
+LAST_BACKOFF_SECONDS: Final = 1.0
+BACKOFF_MULTIPLIER: Final = 2.0
+
+# Those who were refused together come back apart. A pushback is a promise: never before it.
+BACKOFF_JITTER: Final = (0.8, 1.2)
+PUSHBACK_JITTER: Final = (1.0, 1.2)
+
+# Statuses of a server that is not there, not yet or no longer. A server that stops cancels the requests
+# that reached it and were not begun; where it is this client that cancelled, no one waits for a retry.
+_NOT_DONE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+
+# grpc takes no timeout of 0; the least that it tells apart.
+SHORTEST_TIMEOUT_SECONDS: Final = 0.001
+
+
+class Attempts:
+    """The attempts of one call, and the time that they share."""
+
+    def __init__(
+        self,
+        *,
+        retries: int,
+        timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._left = retries
+        self._failures = 0
+        self._clock = clock
+        self._uniform = uniform
+        self._deadline = clock() + timeout
+
+    @property
+    def seconds_left(self) -> float:
+        """Time until the caller's deadline, above 0 even when it has passed."""
+        return max(self._deadline - self._clock(), SHORTEST_TIMEOUT_SECONDS)
+
+    def delay_after(self, error: VistazoError) -> float | None:
+        """Return the seconds to wait before the next attempt; None where there is to be none."""
+        self._left -= 1
+        if self._left < 0 or not _may_retry(error):
+            return None
+        delay = self._delay(error)
+        self._failures += 1
+        # The answer would come too late, or not at all: the reason is worth more now.
+        return delay if self._clock() + delay < self._deadline else None
+
+    def _delay(self, error: VistazoError) -> float:
+        if error.retry_after is not None:
+            return error.retry_after * self._uniform(*PUSHBACK_JITTER)
+        backoff = FIRST_BACKOFF_SECONDS * BACKOFF_MULTIPLIER**self._failures
+        return min(backoff, LAST_BACKOFF_SECONDS) * self._uniform(*BACKOFF_JITTER)
+
+
+def _may_retry(error: VistazoError) -> bool:
+    """Return whether the same call may be answered later, or by another server."""
+    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # Without a time it may as well be a message too large, which stays too large.
+        return error.retry_after is not None
+    return error.code in _NOT_DONE and not _is_forbidden(error)
+
+
+def _is_forbidden(error: VistazoError) -> bool:
+    """Return whether the server sent a pushback that is no time, which in gRFC A6 means "do not"."""
+    cause = error.__cause__
+    if error.retry_after is not None or not isinstance(cause, grpc.RpcError):
+        return False
+    trailers = cast("Iterable[tuple[str, str | bytes]]", cause.trailing_metadata() or ())
+    return PUSHBACK_TRAILER in dict(trailers)
