@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 import warnings
@@ -86,7 +87,7 @@ def _run(settings: Settings) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, _stop, stop, number)
         await serve(settings, stop)
 
     if sys.platform == "win32":
@@ -95,6 +96,18 @@ def _run(settings: Settings) -> None:
     import uvloop  # noqa: PLC0415
 
     uvloop.run(main())
+
+
+def _stop(stop: asyncio.Event, number: signal.Signals) -> None:
+    """Ask for the drain; asked once more, end at once, with the status that a shell gives to a signal."""
+    if not stop.is_set():
+        stop.set()
+        return
+    import structlog  # noqa: PLC0415
+
+    structlog.get_logger(__name__).warning("stopped_at_once", signal=number.name, meaning="a second signal")
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 def _explain(error: ValidationError) -> str:

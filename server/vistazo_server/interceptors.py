@@ -1,9 +1,9 @@
-"""Around every RPC: error → status, metrics, access log. The only place where a status is set."""
+"""Around every RPC: tokens, error → status, metrics, access log. The only place where a status is set."""
 
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -11,6 +11,8 @@ import grpc
 import grpc.aio
 import structlog
 
+from vistazo_server import request_id
+from vistazo_server.access import Metadata, Tokens, authorize
 from vistazo_server.classifier import DEADLINE_TOLERANCE
 from vistazo_server.codec import pushback_ms
 from vistazo_server.errors import ServingError
@@ -33,21 +35,23 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RpcInterceptor:
-    """Stands between grpc and the servicers: translates ServingError, counts, times and logs every RPC.
+    """Stands between grpc and the servicers.
 
-    Given to the generated `add_…Servicer_to_server` functions in place of the server. Not a
-    `grpc.aio.ServerInterceptor`: those are awaited anew for each RPC, which costs a small request a tenth of
-    its time; this wraps each handler once.
+    Checks who calls, gives each RPC its id, translates ServingError, counts, times and logs. Given to the
+    generated `add_…Servicer_to_server` functions in place of the server. Not a `grpc.aio.ServerInterceptor`:
+    those are awaited anew for each RPC, which costs a small request a tenth of its time; this wraps each
+    handler once.
     """
 
-    def __init__(self, metrics: Metrics, server: grpc.aio.Server) -> None:
+    def __init__(self, metrics: Metrics, server: grpc.aio.Server, *, tokens: Tokens | None = None) -> None:
         self._metrics = metrics
         self._server = server
+        self._tokens = tokens
         self._work = _Work()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Add handlers to the server, wrapped."""
-        self._server.add_generic_rpc_handlers([_Wrapped(handler, self._wrap) for handler in handlers])
+        self._server.add_generic_rpc_handlers([_Wrapped(handler, self) for handler in handlers])
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Ignore what generated code offers a second time for servers that look methods up by name."""
@@ -56,9 +60,26 @@ class RpcInterceptor:
         """Return when no RPC is under way, but for those that only watch."""
         await self._work.ended.wait()
 
-    def _wrap(self, handler: Any, method: str) -> Any:  # noqa: ANN401  grpc's handlers share no public type
+    def rpc(self, handler: Any, method: str) -> "_Rpc":  # noqa: ANN401  grpc's handlers share no public type
+        """Return what is kept of a method: its series, and its handler wrapped."""
         work = None if method in WATCHING else self._work
         rpc = _Rpc(self._metrics, method, handler, work)
+        rpc.handler = self._wrap(handler, rpc)
+        return rpc
+
+    def admit(self, rpc: "_Rpc", metadata: Metadata) -> Any:  # noqa: ANN401
+        """Return the handler for the caller that sent `metadata`: the method's, or one that turns it away."""
+        # The task that asks for the handler runs it, too.
+        request_id.begin(metadata)
+        if self._tokens is None:
+            return rpc.handler
+        try:
+            authorize(self._tokens, rpc.method, metadata)
+        except ServingError as error:
+            return rpc.refusing(error)
+        return rpc.handler
+
+    def _wrap(self, handler: Any, rpc: "_Rpc") -> Any:  # noqa: ANN401
         serialize = handler.response_serializer
         options = {
             "request_deserializer": handler.request_deserializer,
@@ -89,7 +110,7 @@ class RpcInterceptor:
             return make(stream, **options)
 
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
-            started = rpc.began()
+            started = rpc.began(context)
             try:
                 response = await behaviour(request, context)
             except BaseException as error:
@@ -110,21 +131,22 @@ class RpcInterceptor:
 class _Wrapped(grpc.GenericRpcHandler):
     """A service's handlers, each wrapped when its method is first called."""
 
-    def __init__(self, handler: grpc.GenericRpcHandler, wrap: Callable[[Any, str], Any]) -> None:
+    def __init__(self, handler: grpc.GenericRpcHandler, interceptor: RpcInterceptor) -> None:
         self._handler = handler
-        self._wrap = wrap
-        self._methods: dict[str, Any] = {}
+        self._interceptor = interceptor
+        self._rpcs: dict[str, _Rpc] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401
         """Return the wrapped handler of a method; None: it is not this service's."""
         method = handler_call_details.method
-        wrapped = self._methods.get(method)
-        if wrapped is None:
+        rpc = self._rpcs.get(method)
+        if rpc is None:
             handler = self._handler.service(handler_call_details)
-            if handler is not None:
-                # Handlers do not change while the server runs, and only methods that exist get one: bounded.
-                wrapped = self._methods[method] = self._wrap(handler, method)
-        return wrapped
+            if handler is None:
+                return None
+            # Handlers do not change while the server runs, and only methods that exist get one: bounded.
+            rpc = self._rpcs[method] = self._interceptor.rpc(handler, method)
+        return self._interceptor.admit(rpc, handler_call_details.invocation_metadata)
 
 
 class _Work:
@@ -153,6 +175,8 @@ class _Rpc:
         kinds = {(False, False): "unary", (True, False): "client_stream", (False, True): "server_stream"}
         kind = kinds.get((handler.request_streaming, handler.response_streaming), "bidi_stream")
         self.method = method
+        self.handler: Any = None
+        """The method's own, wrapped."""
         self._work = work
         self._labels = (kind, service, name)
         self._started = metrics.rpc_started.labels(*self._labels)
@@ -165,8 +189,20 @@ class _Rpc:
         """Return what to run a stream's behaviour inside: whatever it raises becomes a status."""
         return _Call(self, context)
 
-    def began(self) -> float:
+    def refusing(self, reason: ServingError) -> Any:  # noqa: ANN401
+        """Return a handler that turns a caller away."""
+
+        async def refuse(requests: object, context: Context) -> None:
+            del requests
+            async with self.around(context):
+                raise reason
+
+        # Whatever the method takes: of a stream nothing is read, and so no message of a stranger's either.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def began(self, context: Context) -> float:
         """Count an RPC that begins, and return when."""
+        context.set_trailing_metadata(((request_id.KEY, request_id.current()),))
         self._started.inc()
         if self._work is not None:
             self._work.begin()
@@ -209,7 +245,7 @@ class _Call:
         self._started = 0.0
 
     async def __aenter__(self) -> None:
-        self._started = self._rpc.began()
+        self._started = self._rpc.began(self._context)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -235,5 +271,7 @@ def _code_of(error: BaseException, context: Context) -> grpc.StatusCode:
 
 
 async def _abort(context: Context, error: ServingError) -> None:
-    trailers = () if error.retry_after is None else ((PUSHBACK_KEY, str(pushback_ms(error.retry_after))),)
-    await context.abort(error.code, str(error)[:MAX_DETAIL_CHARACTERS], trailers)
+    trailers = [(request_id.KEY, request_id.current())]
+    if error.retry_after is not None:
+        trailers.append((PUSHBACK_KEY, str(pushback_ms(error.retry_after))))
+    await context.abort(error.code, str(error)[:MAX_DETAIL_CHARACTERS], tuple(trailers))

@@ -22,6 +22,7 @@ from prometheus_client import (
 )
 
 from vistazo_proto import classification_pb2, classification_pb2_grpc
+from vistazo_server.access import Tokens
 from vistazo_server.classification import ClassificationServicer
 from vistazo_server.classifier import PreprocessPool
 from vistazo_server.cpu import cpu_budget
@@ -117,7 +118,8 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         )
         _warn_of_exposure(settings)
         grpc_server = grpc.aio.server(options=server_options(_limits(settings)))
-        interceptor = RpcInterceptor(metrics, grpc_server)
+        tokens = None if settings.tokens is None else Tokens(settings.tokens)
+        interceptor = RpcInterceptor(metrics, grpc_server, tokens=tokens)
         # Has what the generated functions use of a server.
         registrar = cast("grpc.aio.Server", interceptor)
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
@@ -141,6 +143,7 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
             address=settings.listen,
             port=port,
             tls=settings.tls_mode,
+            tokens=settings.tokens is not None,
             metrics_port=metrics_port,
             device=device,
             threads=threads,
@@ -181,7 +184,11 @@ def _certificates(settings: Settings) -> Certificates | None:
 
 def _warn_of_exposure(settings: Settings) -> None:
     """Say what an operator might not have meant."""
-    if settings.is_exposed and settings.reflection is None:
+    if not settings.is_exposed:
+        return
+    if settings.tokens is not None:
+        log.warning("tokens_in_clear", meaning="without TLS, whoever can listen in can use them")
+    if settings.reflection is None:
         log.info(
             "reflection_off",
             reason="plaintext on an address that others can reach",

@@ -130,6 +130,10 @@ class Settings(BaseSettings):
     tls_client_ca: Path | None = None
     """PEM file with the authorities whose clients may connect (mTLS). None: any client may."""
 
+    tokens: Path | None = None
+    """File of bearer tokens, a line NAME SCOPES TOKEN for each; SCOPES is inference, model-control, or both
+    with a comma. Read again when it changes. None: no RPC asks for a token."""
+
     drain_delay_seconds: NonNegativeFloat = 0.0
     """After SIGTERM: how long to go on serving while health says NOT_SERVING, so that load balancers
     notice."""
@@ -164,7 +168,7 @@ class Settings(BaseSettings):
             raise ValueError("expected HOST:PORT, got an empty address")
         return address
 
-    @field_validator("tls_certificate", "tls_key", "tls_client_ca", mode="before")
+    @field_validator("tls_certificate", "tls_key", "tls_client_ca", "tokens", mode="before")
     @classmethod
     def _empty_is_none(cls, path: object) -> object:
         # A variable that a compose file passes on is there, and empty, when its user did not set it.
