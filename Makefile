@@ -12,7 +12,7 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test bench check proto clean
+.PHONY: help install demo serve test soak bench check proto clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ serve: $(STAMP) ## Serve ./models on 127.0.0.1:8001
 
 test: $(STAMP) ## The whole test suite
 	$(BIN)/python -m pytest
+
+SOAK_SECONDS ?= 600
+soak: $(STAMP) ## Good, bad, huge, cancelled and slow callers for ten minutes (SOAK_SECONDS)
+	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SOAK_SECONDS)
 
 bench: $(STAMP) ## The standard benchmark set on ./models → bench/results.json (about 15 minutes)
 	$(BIN)/vistazo export lenet resnet18 alexnet vgg16 --models models --allow-untrained

@@ -17,6 +17,9 @@ VISTAZO = Path(sys.executable).with_name("vistazo")
 # Starting takes two seconds on two idle cores; more on busy ones.
 PATIENCE_SECONDS = 45.0
 
+# Of the log that are kept: a soak writes hundreds a second.
+MOST_LINES = 20_000
+
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without settings of Vistazo, and with `extra`."""
@@ -42,7 +45,7 @@ class ServerProcess:
         self.process = process
         self.log: list[dict[str, Any]] = []
         self.other_output: list[str] = []
-        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_LINES)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         listening = self.wait_for("listening")
@@ -83,8 +86,15 @@ class ServerProcess:
                 self.other_output.append(line)
                 continue
             self.log.append(event)
-            self._events.put(event)
-        self._events.put(None)
+            if len(self.log) > MOST_LINES:
+                del self.log[: MOST_LINES // 2]
+            self._tell(event)
+        self._tell(None)
+
+    def _tell(self, event: dict[str, Any] | None) -> None:
+        if self._events.full():
+            self._events.get_nowait()
+        self._events.put(event)
 
 
 @contextmanager
