@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
+from vistazo_server.disk import beside_the_loop
 from vistazo_server.errors import RepositoryUnreadableError, ServingError
 from vistazo_server.folder import FoundVersions, RepositoryFolder
 from vistazo_server.repository import ModelRepository
@@ -44,7 +45,7 @@ class RepositoryPoller:
     async def poll(self) -> None:
         """Look once, and begin the changes that are due; they go on when this has returned."""
         try:
-            seen = await asyncio.to_thread(self._folder.scan)
+            seen = await beside_the_loop(self._folder.scan)
         except RepositoryUnreadableError as error:
             self._is_in_trouble(str(error))
             return

@@ -1,14 +1,16 @@
 """ModelRepository: the models of a folder: finds them, hands them out, loads and unloads them."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+import contextlib
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import structlog
 
 from vistazo_server.catalog import CatalogEntry, IndexRow, ModelState
+from vistazo_server.disk import beside_the_loop
 from vistazo_server.errors import (
     DrainingError,
     InvalidRequestError,
@@ -24,6 +26,9 @@ from vistazo_server.served_model import ServedModel
 from vistazo_server.versions import VersionPolicy
 
 log = structlog.get_logger(__name__)
+
+# A disk answers in milliseconds or, when it hangs, not at all.
+SCAN_SECONDS: Final = 5.0
 
 Change = Callable[[ServedModel], Coroutine[Any, Any, None]]
 
@@ -54,6 +59,7 @@ class ModelRepository:
         self._explicit = explicit
         self._models: dict[str, ServedModel] = {}
         self._changes: set[asyncio.Task[None]] = set()
+        self._scan: asyncio.Task[dict[str, FoundVersions | None]] | None = None
         self._stopping = False
 
     async def __aenter__(self) -> Self:
@@ -73,6 +79,8 @@ class ModelRepository:
         for task in self._changes:
             task.cancel()
         await all_ended(self._changes)
+        if self._scan is not None:
+            self._scan.cancel()
 
     # Start
 
@@ -153,11 +161,17 @@ class ModelRepository:
         return self._known(name or self._only_name()).lease(version)
 
     async def index(self) -> list[IndexRow]:
-        """Return every model version that is loaded or could be, by name and version."""
-        try:
-            seen = await asyncio.to_thread(self._folder.scan)
-        except RepositoryUnreadableError:
-            seen = {}
+        """Return every model version that is loaded or could be, by name and version.
+
+        While the disk does not answer, only those that are loaded.
+        """
+        # Who asks while another waits for the disk waits for the same.
+        if self._scan is None or self._scan.done():
+            self._scan = asyncio.create_task(beside_the_loop(self._folder.scan))
+        seen: Mapping[str, FoundVersions | None] = {}
+        with contextlib.suppress(RepositoryUnreadableError, TimeoutError):
+            async with asyncio.timeout(SCAN_SECONDS):
+                seen = await asyncio.shield(self._scan)
         rows = [_row(entry) for entry in self.entries()]
         for name, versions in seen.items():
             entries = self._models[name].entries if name in self._models else {}
@@ -200,7 +214,7 @@ class ModelRepository:
 
     async def _load(self, model: ServedModel) -> None:
         try:
-            found = await asyncio.to_thread(self._folder.scan_model, model.name)
+            found = await beside_the_loop(self._folder.scan_model, model.name)
         except RepositoryUnreadableError as error:
             raise ModelControlError(str(error)) from error
         if not found:
@@ -213,7 +227,7 @@ class ModelRepository:
 
     async def _unload(self, model: ServedModel) -> None:
         try:
-            model.found = await asyncio.to_thread(self._folder.scan_model, model.name)
+            model.found = await beside_the_loop(self._folder.scan_model, model.name)
         except RepositoryUnreadableError:
             log.warning("model_unreadable", model=model.name)
         if not model.is_known:

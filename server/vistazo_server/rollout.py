@@ -14,6 +14,7 @@ import structlog
 from vistazo_server.artifact import verified_spec
 from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.classifier import Classifier
+from vistazo_server.disk import beside_the_loop
 from vistazo_server.folder import Fingerprint, RepositoryFolder
 from vistazo_server.manifest import ModelSpec
 
@@ -110,17 +111,16 @@ class Rollout:
 
         Returns None when the files say the same as what `before` serves. Raises ModelLoadError.
         """
-        async with self._loading:
-            started = time.perf_counter()
-            folder = self._folder.version(entry.name, entry.version)
-            spec = entry.spec = await asyncio.to_thread(verified_spec, folder, entry.name)
-            if before is not None and before.spec == spec:
-                return None
-            async with AsyncExitStack() as stack:
-                loaded = await stack.enter_async_context(
-                    self._load_model(folder / "model.onnx", spec, entry.version)
-                )
-                served = ServedVersion(spec, fingerprint, loaded, stack.pop_all())
+        started = time.perf_counter()
+        folder = self._folder.version(entry.name, entry.version)
+        spec = entry.spec = await beside_the_loop(verified_spec, folder, entry.name)
+        if before is not None and before.spec == spec:
+            return None
+        async with self._loading, AsyncExitStack() as stack:
+            loaded = await stack.enter_async_context(
+                self._load_model(folder / "model.onnx", spec, entry.version)
+            )
+            served = ServedVersion(spec, fingerprint, loaded, stack.pop_all())
         entry.max_batch_size, entry.device, entry.latencies = (
             loaded.max_batch_size,
             loaded.device,

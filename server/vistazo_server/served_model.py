@@ -136,6 +136,7 @@ class ServedModel:
         """Take versions, or all, out of service in one turn; return when their instances are freed."""
         versions = list(self.entries if versions is None else versions)
         entries = [self.entries[version] for version in versions]
+        served = self._served.keys() & set(versions)
         for entry in entries:
             entry.state = ModelState.UNLOADING
         ends = self._close(versions)
@@ -147,7 +148,8 @@ class ServedModel:
             self._failures.pop(entry.version, None)
             entry.state = ModelState.UNAVAILABLE
             self._observer.state_changed(entry, serving=self.is_serving)
-            log.info("model_unloaded", model=self.name, version=entry.version)
+            if entry.version in served:
+                log.info("model_unloaded", model=self.name, version=entry.version)
 
     def abandon(self) -> None:
         """Begin to end every instance; the catalog stays as it is."""
