@@ -12,7 +12,7 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test soak bench check proto clean
+.PHONY: help install demo serve test soak bench check proto lock wheelhouse clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,12 @@ proto: $(STAMP) ## Regenerate the protobuf code
 	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --grpc_python_out=$(PROTO_OUT) --mypy_grpc_out=quiet:$(PROTO_OUT) \
 	  $(sort $(shell grep -l '^service ' proto/vistazo_proto/*.proto))
+
+lock: $(STAMP) ## Resolve the versions in the images anew → deploy/requirements/
+	$(BIN)/python deploy/lock.py
+
+wheelhouse: $(STAMP) ## Put torch, as pip finds it, where the build of the export image looks first
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest wheelhouse $(PIP_ARGS) $(TORCH)
 
 clean: ## Remove what make made
 	rm -rf $(VENV) build dist models .demo
