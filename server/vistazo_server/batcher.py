@@ -60,11 +60,33 @@ RunBatch = Callable[[Callable[[], Sequence[Array]]], Awaitable[Ran]]
 only then is it settled who still wants an answer. With no samples left it returns no rows. It may raise
 anything: the batch has then failed."""
 
+# Over how long arrivals are averaged: some batches of the larger networks on a CPU.
+RATE_SECONDS: Final = 1.0
+
 # A batch held back for companions starts this share of its predicted time before it would have to: runs
 # vary by a few per cent, and an answer on the very deadline is late.
 DELAY_SLACK: Final = 0.25
 
 log = structlog.get_logger(__name__)
+
+
+class ArrivalRate:
+    """Samples per second, those that were refused included, over the last second or so."""
+
+    __slots__ = ("_counted_at", "_rate")
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._counted_at = -math.inf
+
+    def count(self, samples: int, now: float) -> None:
+        """Take note of an arrival."""
+        self._rate = self.per_second(now) + samples / RATE_SECONDS
+        self._counted_at = now
+
+    def per_second(self, now: float) -> float:
+        """Return the rate: each arrival counts less the longer ago it was, by an exponential kernel."""
+        return self._rate * math.exp((self._counted_at - now) / RATE_SECONDS) if self._rate else 0.0
 
 
 class BatchObserver(Protocol):
@@ -204,6 +226,7 @@ class DynamicBatcher:
         # In order of arrival; a request leaves from the middle in O(1) when it is cancelled or expires.
         self._queue: OrderedDict[PendingRequest, None] = OrderedDict()
         self._queued_samples = 0
+        self._arrivals = ArrivalRate()
         self._in_flight: set[PendingRequest] = set()
         # One timer for the earliest deadline in flight, not one for each request.
         self._expiry: asyncio.TimerHandle | None = None
@@ -239,6 +262,10 @@ class DynamicBatcher:
     def predicted_seconds(self, samples: int) -> float:
         """Return the predicted time from now to the answer of a request of `samples` samples.
 
+        Its batch will fill up with those who arrive while it waits, and then take longer. Were that left out,
+        under overload everybody in the queue would be promised the time of a small batch, and small batches
+        would have to be run to keep it (simulated at twice the capacity: 3 samples instead of 8).
+
         The wait is stretched by the latency model's margin. Without it, those at the head of a long queue
         have no slack left: a run that takes a little longer makes them late, and what was spent on them is
         lost. A shorter queue costs nothing while it is never empty.
@@ -247,14 +274,23 @@ class DynamicBatcher:
         wait = ahead + self.backlog()
         if wait == 0.0:
             return self._least_seconds(samples)
-        together = ahead + self._device_seconds(self._queued_samples + samples)
-        return together + wait * self.latency.margin
+        together = self._queued_samples + samples
+        to_fill = -together % self.max_batch_size
+        company = min(to_fill, int(self._arrivals.per_second(self._clock()) * wait))
+        return ahead + self._device_seconds(together + company) + wait * self.latency.margin
 
     def check_admission(self, samples: int, deadline: float) -> None:
         """Raise what `infer` would raise now; lets a caller refuse before it prepares the samples.
 
         Raises DrainingError, QueueFullError, DeadlineUnreachableError or DeadlineExceededError.
         """
+        try:
+            self._admit(samples, deadline)
+        except ServingError:
+            self._arrivals.count(samples, self._clock())
+            raise
+
+    def _admit(self, samples: int, deadline: float) -> None:
         if self._closing:
             raise DrainingError("the model is being closed")
         left = deadline - self._clock()
@@ -281,9 +317,10 @@ class DynamicBatcher:
         Raises OverloadedError when refused, DeadlineExceededError when it expired while it waited,
         InferenceError when the engine failed on it twice, DrainingError when the model is being closed.
         """
-        self.check_admission(len(samples), deadline)
-        loop = asyncio.get_running_loop()
         now = self._clock()
+        self._arrivals.count(len(samples), now)
+        self._admit(len(samples), deadline)
+        loop = asyncio.get_running_loop()
         request = PendingRequest(
             samples=samples,
             deadline=deadline,

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,8 +14,8 @@ import structlog
 # wake up just as early again.
 TIMER_RESOLUTION: Final = 0.0005
 
-# One batch runs, and one is ready to follow without a gap. Deeper would only decide earlier who rides.
-PIPELINE_DEPTH: Final = 2
+# Beside those that run, one batch is ready to follow without a gap. More would only decide earlier who rides.
+FORMED_AHEAD: Final = 1
 
 # Callers that were answered together come back together, within a moment that is short beside a network's
 # round trip. An idle device gives them this long, if that has paid of late: without it, the first of them
@@ -39,6 +38,16 @@ class Run:
     """Predicted."""
     work: Coroutine[Any, Any, None]
     """Runs it to its end, answers included."""
+
+
+@dataclass(slots=True, eq=False)
+class _InFlight:
+    """A run that was given to the engine."""
+
+    seconds: float
+    """Predicted."""
+    began: float | None
+    """None while it waits for those before it."""
 
 
 class DeviceQueue(Protocol):
@@ -73,16 +82,16 @@ class DeviceScheduler:
     still grow is formed when the device comes free, so that late arrivals may join it.
 
     `clock` returns seconds and must run like the event loop's own (`time.monotonic`, unless the loop's time
-    is virtual). The engine must run what it is given in the order given, one at a time.
+    is virtual). The engine must begin what it is given in the order given, `instances` at a time.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, instances: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self._instances = instances
         self._clock = clock
         self._queues: list[DeviceQueue] = []
         self._changed = asyncio.Event()
-        # Predicted seconds of the runs in flight, the running one first, and when that one began.
-        self._predicted: deque[float] = deque()
-        self._began = 0.0
+        # In the order in which the engine was given them.
+        self._in_flight: list[_InFlight] = []
         # Whether it pays to give an idle device's first request a moment to find company.
         self._company = 0.0
         """Share of the last such waits that brought any."""
@@ -127,10 +136,12 @@ class DeviceScheduler:
 
     def _residual(self) -> float:
         """Return the predicted seconds until the runs in flight have ended."""
-        if not self._predicted:
+        if not self._in_flight:
             return 0.0
-        running, *following = self._predicted
-        return max(self._began + running - self._clock(), 0.0) + sum(following)
+        now, left = self._clock(), 0.0
+        for run in self._in_flight:
+            left += run.seconds if run.began is None else max(run.began + run.seconds - now, 0.0)
+        return left / self._instances
 
     async def _schedule(self) -> None:
         while True:
@@ -148,7 +159,7 @@ class DeviceScheduler:
 
     def _expects_company(self, queue: DeviceQueue) -> bool:
         """Return whether the idle device should give `queue` a moment to grow."""
-        if self._predicted or queue.has_full_batch():
+        if self._in_flight or queue.has_full_batch():
             return False
         if queue.earliest_deadline() - self._clock() - 2 * queue.backlog() < COMPANY_SECONDS:
             return False
@@ -166,40 +177,44 @@ class DeviceScheduler:
         self._starts_until_probe = self._probe_interval
 
     def _start(self, run: Run) -> None:
-        if not self._predicted:
-            self._began = self._clock()
-        self._predicted.append(run.seconds)
-        task = asyncio.create_task(self._watch(run))
+        begins = len(self._in_flight) < self._instances
+        in_flight = _InFlight(run.seconds, self._clock() if begins else None)
+        self._in_flight.append(in_flight)
+        task = asyncio.create_task(self._watch(run, in_flight))
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
 
     def _choose(self) -> DeviceQueue | None:
-        if len(self._predicted) >= PIPELINE_DEPTH:
+        if len(self._in_flight) >= self._instances + FORMED_AHEAD:
             return None
         due = self._clock() + TIMER_RESOLUTION
         ready = [queue for queue in self._queues if queue.ready_at() <= due]
         if not ready:
             return None
         chosen = min(ready, key=lambda queue: queue.earliest_deadline()) if len(ready) > 1 else ready[0]
-        return None if self._predicted and not chosen.has_full_batch() else chosen
+        is_busy = len(self._in_flight) >= self._instances
+        return None if is_busy and not chosen.has_full_batch() else chosen
 
-    async def _watch(self, run: Run) -> None:
+    async def _watch(self, run: Run, in_flight: _InFlight) -> None:
         try:
             await run.work
         except Exception:
             # A bug in one queue must not stop the device for all.
             log.exception("run_failed")
         finally:
-            # The engine keeps the order, so the one that ended is the first, and its follower begins now.
-            self._predicted.popleft()
-            self._began = self._clock()
+            self._in_flight.remove(in_flight)
+            # The engine keeps the order: the first that waited begins now.
+            following = next((run for run in self._in_flight if run.began is None), None)
+            if following is not None:
+                following.began = self._clock()
             self._changed.set()
 
     async def _wait_for_change(self) -> None:
         until = min((queue.ready_at() for queue in self._queues), default=math.inf)
         self._changed.clear()
-        # While runs are in flight, their end wakes this up; a queue that is already due wakes nothing.
-        wait = math.inf if self._predicted else until - self._clock()
+        # While all instances are busy, the end of a run wakes this up; a queue that is already due wakes nothing.
+        is_busy = len(self._in_flight) >= self._instances
+        wait = math.inf if is_busy else until - self._clock()
         if wait == math.inf:
             await self._changed.wait()
             return

@@ -1,4 +1,4 @@
-"""Engine: the one thread that runs all models of a device."""
+"""Engine: the threads that run all models of a device, one unless several instances are wanted."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,22 +13,23 @@ INLINE_SECONDS: Final = 0.001
 
 
 class Engine:
-    """Runs what it is given in the order given, one at a time. Close it when its models are closed."""
+    """Begins what it is given in the order given, `instances` at a time. Close it after its models."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+    def __init__(self, *, instances: int = 1) -> None:
+        self.instances = instances
+        self._threads = ThreadPoolExecutor(max_workers=instances, thread_name_prefix="engine")
         self._pending = 0
 
     async def run(self, work: Callable[[], Result], *, expected_seconds: float) -> Result:
-        """Return what `work` returns, once everything given before has been run."""
+        """Return what `work` returns, once everything given before has been begun."""
         if self._pending == 0 and expected_seconds < INLINE_SECONDS:
             return work()
         self._pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._pending -= 1
 
     def close(self) -> None:
-        """Wait for what was given, and end the thread."""
-        self._thread.shutdown(wait=True)
+        """Wait for what was given, and end the threads."""
+        self._threads.shutdown(wait=True)

@@ -13,20 +13,20 @@ from vistazo_server.latency import LatencyModel
 
 
 class FakeEngine:
-    """Runs one batch at a time, in order; each row is its sample plus 1000, so that a row that reached
-    the wrong caller shows.
+    """Runs one batch at a time (or `instances`), in order; each row is its sample plus 1000, so that a row
+    that reached the wrong caller shows.
 
     A run takes `seconds` (and `seconds_per_sample` for each sample) of the loop's time. A batch with a
     sample in `poison` fails. Keeps what it was asked: `batches` of sample values, and when each began.
     """
 
-    def __init__(self, *, seconds: float = 1.0, seconds_per_sample: float = 0.0) -> None:
+    def __init__(self, *, seconds: float = 1.0, seconds_per_sample: float = 0.0, instances: int = 1) -> None:
         self.seconds = seconds
         self.seconds_per_sample = seconds_per_sample
         self.poison: set[int] = set()
         self.batches: list[list[int]] = []
         self.began: list[float] = []
-        self._turn = asyncio.Lock()
+        self._turn = asyncio.Semaphore(instances)
 
     async def run(self, take: Callable[[], Sequence[NDArray[np.int64]]]) -> Ran:
         loop = asyncio.get_running_loop()

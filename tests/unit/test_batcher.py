@@ -481,3 +481,25 @@ async def test_a_request_without_time_to_spare_is_not_kept_waiting_for_company()
         for value in range(100):
             answer = await batcher.infer([sample(value)], deadline=now() + 0.0025)
             assert answer.queue_seconds == 0.0
+
+
+async def test_a_device_with_two_instances_runs_two_batches_at_once_and_forms_one_ahead():
+    engine = FakeEngine(instances=2)
+    device = DeviceScheduler(instances=2, clock=asyncio.get_running_loop().time)
+    async with batching(engine, max_batch_size=2, latency=engine.latency(), device=device) as batcher:
+        tasks = []
+        for value in range(3):  # the first two find an idle instance each
+            tasks.append(ask(batcher, value))
+            await asyncio.sleep(0.1)
+        assert batcher.queued_samples == 1
+        tasks.append(ask(batcher, 3))
+        await asyncio.sleep(0.1)
+        assert batcher.queued_samples == 0  # a full batch, formed ahead
+        predicted = batcher.predicted_seconds(1)
+        answers = await asyncio.gather(*tasks)
+
+    assert engine.batches == [[0], [1], [2, 3]]
+    assert engine.began == [pytest.approx(moment) for moment in (0.0, 0.1, 1.0)]
+    assert [values(answer) for answer in answers] == [[1000], [1001], [1002], [1003]]
+    # 0.6 and 0.7 s of the running, 1 s formed ahead, on two instances; its own second; a tenth of the wait.
+    assert predicted == pytest.approx(1.15 + 1.0 + 0.115)
