@@ -201,7 +201,7 @@ def _find_models(settings: Settings, repository: ModelRepository) -> None:
     # With the others, models may come later.
     repository.find(settings.models_to_load, may_be_empty=settings.model_control != "none")
     try:
-        settings.check_models(repository.names())
+        settings.check_models(RepositoryFolder(settings.models).scan())
     except StartupError as error:
         if settings.model_control == "none":
             raise
