@@ -30,6 +30,7 @@ from typing import Any, Final, Protocol, Self
 import structlog
 from numpy.typing import NDArray
 
+from vistazo_server import request_id, tracing
 from vistazo_server.device import TIMER_RESOLUTION, DeviceScheduler, Run
 from vistazo_server.errors import (
     DeadlineExceededError,
@@ -121,6 +122,8 @@ class PendingRequest:
     enqueued_at: float
     answer: asyncio.Future[Answer]
     rows: list[Any]
+    request_id: str = ""
+    """For the log."""
     dispatched: int = 0
     """Samples that left the queue for a batch."""
     answered: int = 0
@@ -327,6 +330,7 @@ class DynamicBatcher:
             enqueued_at=now,
             answer=loop.create_future(),
             rows=[None] * len(samples),
+            request_id=request_id.current(),
         )
         if deadline < self._expires_at:
             self._arm_expiry(deadline)
@@ -342,6 +346,16 @@ class DynamicBatcher:
             # Also the way of a cancelled caller: its samples leave the queue now, not when they are reached.
             self._leave_queue(request)
             self._in_flight.discard(request)
+            if tracing.current() is not None:
+                self._trace(request)
+
+    def _trace(self, request: PendingRequest) -> None:
+        """Tell the stages of a request that ended, however it did; one that no batch took has no compute."""
+        samples = len(request.samples)
+        tracing.stage("queue", request.enqueued_at, request.started_at, clock=self._clock, samples=samples)
+        if request.started_at is not None:
+            size = request.batch_size
+            tracing.stage("compute", request.started_at, clock=self._clock, samples=samples, batch_size=size)
 
     # What the device's scheduler asks for.
 
@@ -428,7 +442,7 @@ class DynamicBatcher:
             try:
                 ran = await self._ran(alone)
             except Exception as error:
-                log.exception("request_failed", samples=part.size)
+                log.exception("request_failed", samples=part.size, request_id=part.request.request_id)
                 failure = InferenceError("the engine failed on this request; the server's log has the reason")
                 failure.__cause__ = error
                 self._fail(part.request, failure)

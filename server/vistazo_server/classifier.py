@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from vistazo_server import tracing
 from vistazo_server.batcher import Answer, DynamicBatcher
 from vistazo_server.errors import (
     InferenceError,
@@ -200,7 +201,12 @@ class Classifier:
         # Before the images are decoded: under overload the CPU is for those that will be answered.
         self._batcher.check_admission(len(images), deadline)
         prepared: list[NDArray[np.uint8] | InvalidImageError] = []
-        for index, result in enumerate(await self._pool.map(self._prepare, images)):
+        began = time.perf_counter()
+        try:
+            results = await self._pool.map(self._prepare, images)
+        finally:
+            tracing.stage("preprocess", began, clock=time.perf_counter, images=len(images))
+        for index, result in enumerate(results):
             if isinstance(result, InvalidImageError):
                 self._metrics.decode_failed()
                 error = InvalidImageError(f"images[{index}]: {result}")

@@ -11,12 +11,13 @@ import grpc
 import grpc.aio
 import structlog
 
-from vistazo_server import request_id
+from vistazo_server import request_id, tracing
 from vistazo_server.access import Metadata, Tokens, authorize
 from vistazo_server.classifier import DEADLINE_TOLERANCE
 from vistazo_server.codec import pushback_ms
 from vistazo_server.errors import ServingError
 from vistazo_server.metrics import Metrics
+from vistazo_server.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -43,10 +44,18 @@ class RpcInterceptor:
     handler once.
     """
 
-    def __init__(self, metrics: Metrics, server: grpc.aio.Server, *, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        server: grpc.aio.Server,
+        *,
+        tokens: Tokens | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._metrics = metrics
         self._server = server
         self._tokens = tokens
+        self._tracing = tracing
         self._work = _Work()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -71,6 +80,8 @@ class RpcInterceptor:
         """Return the handler for the caller that sent `metadata`: the method's, or one that turns it away."""
         # The task that asks for the handler runs it, too.
         request_id.begin(metadata)
+        if self._tracing is not None:
+            self._tracing.begin(rpc.method, metadata)
         if self._tokens is None:
             return rpc.handler
         try:
@@ -215,6 +226,7 @@ class _Rpc:
         self._count(code, 1)
         seconds = time.perf_counter() - started
         self._seconds.observe(seconds)
+        tracing.end(code)
         log.debug("request", method=self.method, code=code.name, ms=round(seconds * 1000, 3))
 
     async def failed(self, error: BaseException, context: Context, started: float) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, TextIO
 
 import structlog
 
-from vistazo_server import request_id
+from vistazo_server import request_id, tracing
 
 # C0 and C1 controls, line and paragraph separators, and what turns the direction of text.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -29,7 +29,7 @@ def configure(*, level: str, log_format: Literal["auto", "json", "console"]) -> 
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_request_id,
+        _add_ids,
     ]
     if people:
         processors.append(_escape)  # JSON escapes by itself
@@ -52,12 +52,12 @@ def configure(*, level: str, log_format: Literal["auto", "json", "console"]) -> 
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
-def _add_request_id(
-    _logger: object, _method: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Name the request under way: looked up when something is logged, so that silence costs nothing."""
+def _add_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Name the request under way and its trace, looked up only when something is logged."""
     if current := request_id.current():
         event.setdefault("request_id", current)
+    if span := tracing.current():
+        event.setdefault("trace_id", span.trace_id)
     return event
 
 

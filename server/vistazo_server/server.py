@@ -40,6 +40,7 @@ from vistazo_server.repository import ModelRepository
 from vistazo_server.session import choose_device
 from vistazo_server.settings import Settings
 from vistazo_server.tls import Certificates
+from vistazo_server.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -81,8 +82,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[RunningServer]:
-    """Hold a started server: it answers health at once and each model as soon as it is loaded."""
+async def running(settings: Settings, *, tracing: Tracing | None = None) -> AsyncIterator[RunningServer]:
+    """Hold a started server: it answers health at once and each model as soon as it is loaded.
+
+    Spans go to `tracing`, or else where the settings say.
+    """
     metrics = Metrics(CollectorRegistry())
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=metrics.registry)
@@ -119,7 +123,11 @@ async def running(settings: Settings) -> AsyncIterator[RunningServer]:
         _warn_of_exposure(settings)
         grpc_server = grpc.aio.server(options=server_options(_limits(settings)))
         tokens = None if settings.tokens is None else Tokens(settings.tokens)
-        interceptor = RpcInterceptor(metrics, grpc_server, tokens=tokens)
+        if tracing is None and settings.otlp_endpoint:
+            tracing = Tracing.to_collector(settings.otlp_endpoint)
+        if tracing is not None:
+            stack.push_async_callback(tracing.close)
+        interceptor = RpcInterceptor(metrics, grpc_server, tokens=tokens, tracing=tracing)
         # Has what the generated functions use of a server.
         registrar = cast("grpc.aio.Server", interceptor)
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
@@ -184,6 +192,9 @@ def _certificates(settings: Settings) -> Certificates | None:
 
 def _warn_of_exposure(settings: Settings) -> None:
     """Say what an operator might not have meant."""
+    identifies = settings.tokens is not None or settings.tls_client_ca is not None
+    if settings.model_control == "explicit" and settings.is_reachable and not identifies:
+        log.warning("model_control_open", meaning="whoever reaches this address can load and unload models")
     if not settings.is_exposed:
         return
     if settings.tokens is not None:

@@ -145,6 +145,10 @@ class Settings(BaseSettings):
     """Answer gRPC server reflection, so that tools such as grpcurl need no .proto file. None: yes with TLS or
     on a loopback address, else no."""
 
+    otlp_endpoint: str = ""
+    """Where spans are sent by OTLP over gRPC, such as http://collector:4317; needs the extra `tracing`.
+    OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER count. Empty: no tracing."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged. debug adds a line for each request."""
 
@@ -184,9 +188,14 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def is_reachable(self) -> bool:
+        """Whether other machines can reach the gRPC port."""
+        return not _is_loopback(self.listen)
+
+    @property
     def is_exposed(self) -> bool:
-        """Whether other machines can reach the gRPC port in plaintext."""
-        return self.tls_certificate is None and not _is_loopback(self.listen)
+        """Whether they can in plaintext."""
+        return self.tls_certificate is None and self.is_reachable
 
     @property
     def tls_mode(self) -> Literal["off", "tls", "mtls"]:
