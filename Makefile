@@ -44,6 +44,11 @@ bench: $(STAMP) ## The standard benchmark set on ./models → bench/results.json
 	mkdir -p bench
 	$(BIN)/vistazo bench standard --models models --output bench/results.json --plot bench/latency.png
 
+# Needs onnxruntime-gpu in place of onnxruntime; without a GPU it says so and ends well.
+gpu-check: $(STAMP) ## Serve on CUDA: provider, parity with the CPU, throughput by batch size → JSON
+	$(BIN)/vistazo export resnet18 alexnet vgg16 --models models/gpu --allow-untrained
+	$(BIN)/python -m vistazo_client.bench.gpu --models models/gpu --output bench/gpu.json
+
 check: $(STAMP) ## Lint, format, types, import rules, generated code up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
