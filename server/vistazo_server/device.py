@@ -212,7 +212,7 @@ class DeviceScheduler:
     async def _wait_for_change(self) -> None:
         until = min((queue.ready_at() for queue in self._queues), default=math.inf)
         self._changed.clear()
-        # While all instances are busy the end of a run wakes this up; a queue that is due already wakes nothing.
+        # While all instances are busy, the end of a run wakes this up; a queue that is due must not.
         is_busy = len(self._in_flight) >= self._instances
         wait = math.inf if is_busy else until - self._clock()
         if wait == math.inf:

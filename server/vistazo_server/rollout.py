@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from vistazo_server import memory
 from vistazo_server.artifact import verified_spec
 from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.classifier import Classifier
@@ -88,6 +89,7 @@ class ServedVersion:
         for wait in waits:
             wait.cancel()
         await self._stack.aclose()
+        await asyncio.to_thread(memory.give_back)
 
 
 class Rollout:
@@ -120,6 +122,7 @@ class Rollout:
             loaded = await stack.enter_async_context(
                 self._load_model(folder / "model.onnx", spec, entry.version)
             )
+            await asyncio.to_thread(memory.give_back)
             served = ServedVersion(spec, fingerprint, loaded, stack.pop_all())
         entry.max_batch_size, entry.device, entry.latencies = (
             loaded.max_batch_size,
