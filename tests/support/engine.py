@@ -1,13 +1,14 @@
-"""A fake engine in virtual time, and a batcher on it."""
+"""A fake engine in virtual time, a batcher on it, and calls of the batcher."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vistazo_server.batcher import DynamicBatcher, Ran
+from vistazo_server.batcher import Answer, BatchObserver, DynamicBatcher, Ran
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.latency import LatencyModel
 
@@ -65,6 +66,7 @@ async def batching(
     queue_delay: float = 0.0,
     latency: LatencyModel | None = None,
     device: DeviceScheduler | None = None,
+    observer: BatchObserver | None = None,
 ) -> AsyncIterator[DynamicBatcher]:
     """Hold a batcher on `engine`, in the event loop's own time."""
     clock = asyncio.get_running_loop().time
@@ -77,7 +79,37 @@ async def batching(
             queue_limit=queue_limit,
             queue_delay=queue_delay,
             latency=latency,
+            observer=observer,
             clock=clock,
         ) as batcher,
     ):
         yield batcher
+
+
+def now() -> float:
+    """Return the loop's time, which is the batcher's."""
+    return asyncio.get_running_loop().time()
+
+
+def ask(batcher: DynamicBatcher, *values: int, deadline: float = math.inf) -> asyncio.Task[Answer]:
+    """Begin a request of one sample for each of `values`."""
+    return asyncio.create_task(batcher.infer([sample(value) for value in values], deadline=deadline))
+
+
+def values(answer: Answer) -> list[int]:
+    """Return what the rows of `answer` carry: its samples' values plus 1000."""
+    return [int(row[0]) for row in answer.rows]
+
+
+async def until_queued(batcher: DynamicBatcher, samples: int) -> None:
+    """Wait until just `samples` samples wait for a batch."""
+    while batcher.queued_samples != samples:
+        await asyncio.sleep(0)
+
+
+def when_done(task: asyncio.Task[Answer]) -> asyncio.Future[float]:
+    """Return the moment at which `task` will have ended, however it ends; call it before that."""
+    loop = asyncio.get_running_loop()
+    moment: asyncio.Future[float] = loop.create_future()
+    task.add_done_callback(lambda _: moment.set_result(loop.time()))
+    return moment

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from support.engine import FakeEngine, batching, sample
+from support.engine import FakeEngine, ask, batching, now, sample, until_queued, values
 from vistazo_server.batcher import Answer, DynamicBatcher
 from vistazo_server.device import COMPANY_SECONDS, DeviceScheduler, Run
 from vistazo_server.errors import (
@@ -18,23 +18,6 @@ from vistazo_server.errors import (
 )
 
 pytestmark = pytest.mark.looptime
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def ask(batcher: DynamicBatcher, *values: int, deadline: float = math.inf) -> asyncio.Task[Answer]:
-    return asyncio.create_task(batcher.infer([sample(value) for value in values], deadline=deadline))
-
-
-def values(answer: Answer) -> list[int]:
-    return [int(row[0]) for row in answer.rows]
-
-
-async def until_queued(batcher: DynamicBatcher, samples: int) -> None:
-    while batcher.queued_samples != samples:
-        await asyncio.sleep(0)
 
 
 async def test_an_idle_engine_runs_a_lone_request_at_once():
