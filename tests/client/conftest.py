@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from support.aio_client import BlockingAsyncClient
+from support.certificates import Files
 from vistazo_client import Client
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto.classification_pb2_grpc import (
@@ -182,12 +183,17 @@ class FakeServer:
         self.health.set(model, status.SERVING if serving else status.NOT_SERVING)
 
 
-def start_server(address: str) -> tuple[grpc.Server, FakeServer]:
+def start_server(
+    address: str, credentials: grpc.ServerCredentials | None = None
+) -> tuple[grpc.Server, FakeServer]:
     server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
     fake = FakeServer(address, FakeService(), health.HealthServicer(), threading.Event())
     add_ClassificationServiceServicer_to_server(fake.service, server)
     health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
-    port = server.add_insecure_port(address)
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
     fake.address = f"127.0.0.1:{port}"
     server.start()
     return server, fake
@@ -228,6 +234,26 @@ def starting_server(nobody) -> Iterator[Callable[[], FakeServer]]:
 
     def start() -> FakeServer:
         server, fake = start_server(nobody)
+        running.append((server, fake))
+        return fake
+
+    yield start
+    for server, fake in running:
+        fake.stopping.set()
+        server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def start_tls() -> Iterator[Callable[..., FakeServer]]:
+    """Call it to start a server with these files; with `mtls` it asks clients for a certificate."""
+    running = []
+
+    def start(files: Files, *, mtls: bool = False) -> FakeServer:
+        pair = (files.key.read_bytes(), files.certificate.read_bytes())
+        authority = files.authority.read_bytes() if mtls else None
+        server, fake = start_server(
+            "127.0.0.1:0", grpc.ssl_server_credentials([pair], authority, require_client_auth=mtls)
+        )
         running.append((server, fake))
         return fake
 

@@ -39,22 +39,30 @@ class Authority:
     def pem(self) -> bytes:
         return self._ca.cert_pem.bytes()
 
-    def write(self, folder: Path, *, expired: bool = False) -> Files:
+    def write(self, folder: Path, *, expired: bool = False, names: tuple[str, ...] = NAMES) -> Files:
         """Write a server certificate for this machine into `folder`, over what is there."""
-        leaf = self.issue(expired=expired)
+        leaf = self.issue(expired=expired, names=names)
         files = Files(folder / "server.crt", folder / "server.key", folder / "ca.crt")
         files.authority.write_bytes(self.pem)
         files.key.write_bytes(leaf.private_key_pem.bytes())
         files.certificate.write_bytes(chain(leaf))
         return files
 
-    def issue(self, *, expired: bool = False) -> trustme.LeafCert:
+    def write_client(self, folder: Path) -> tuple[Path, Path]:
+        """Write a client's certificate and its key into `folder`."""
+        leaf = self._ca.issue_cert("client@vistazo.test")
+        certificate, key = folder / "client.crt", folder / "client.key"
+        certificate.write_bytes(chain(leaf))
+        key.write_bytes(leaf.private_key_pem.bytes())
+        return certificate, key
+
+    def issue(self, *, expired: bool = False, names: tuple[str, ...] = NAMES) -> trustme.LeafCert:
         """Return a certificate for this machine."""
         if not expired:
-            return self._ca.issue_cert(*NAMES)
+            return self._ca.issue_cert(*names)
         now = dt.datetime.now(dt.UTC)
         day = dt.timedelta(days=1)
-        return self._ca.issue_cert(*NAMES, not_before=now - 2 * day, not_after=now - day)
+        return self._ca.issue_cert(*names, not_before=now - 2 * day, not_after=now - day)
 
     def credentials(self, client: trustme.LeafCert | None = None) -> grpc.ChannelCredentials:
         """Return what a client needs that trusts this authority and, for mTLS, shows `client`."""
