@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import grpc
-
 from vistazo_client._images import MESSAGE_OVERHEAD_BYTES, encode_image, image_name
 from vistazo_client.errors import (
+    INVALID_IMAGE_REASON,
     InvalidImageError,
     InvalidRequestError,
     ServerError,
@@ -135,7 +134,7 @@ def unanswered_chunk(chunk: Chunk, error: VistazoError) -> Iterator[Classificati
     A request of one image fails as a whole when its image is bad; in a list it is still only that
     image's failure. Raises `error` when it says anything else.
     """
-    if not (chunk.sent == 1 and error.code is grpc.StatusCode.INVALID_ARGUMENT):
+    if not isinstance(error, InvalidImageError):
         raise error
     for entry in chunk.entries:
         if isinstance(entry, InvalidImageError):
@@ -151,7 +150,9 @@ def _decode_predictions(predictions: Sequence[pb.Prediction]) -> tuple[Predictio
 def _decode_error(result: pb.ImageResult, name: str) -> VistazoError | None:
     outcome = result.WhichOneof("outcome")
     if outcome == "error":
-        return name_error(error_from_code(result.error.code, result.error.message), name)
+        # Here the server speaks of an image, also one that is too old to say so.
+        reason = result.error.reason or INVALID_IMAGE_REASON
+        return name_error(error_from_code(result.error.code, result.error.message, reason), name)
     if outcome is None or not result.predictions.predictions:
         return name_error(ServerError("the server sent neither predictions nor an error"), name)
     return None

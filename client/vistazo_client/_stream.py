@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
+from typing import Final
 
 from vistazo_client._codec import Chunk, Query, decode_chunk, name_error
 from vistazo_client._images import MESSAGE_OVERHEAD_BYTES, encode_image, image_name
@@ -20,6 +21,9 @@ from vistazo_client.errors import (
 )
 from vistazo_client.results import Classification
 from vistazo_proto import classification_pb2 as pb
+
+# What an uint32 holds: seven weeks.
+LONGEST_TIMEOUT_MS: Final = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class StreamSession:
         self._ended = False
         self._source_failure: BaseException | None = None
         self._connecting = self._new_connecting()
+        self._probing = False
 
     def _new_connecting(self) -> Attempts:
         # The images' own deadlines bound the time.
@@ -120,13 +125,22 @@ class StreamSession:
             raise failure
 
     def take_due(self) -> list[pb.ClassifyStreamRequest]:
-        """Return the requests to send now, and count them as sent."""
+        """Return the requests to send now, and count them as sent.
+
+        After a stream broke it is one until that is answered: there may be no better server yet, and why
+        it broke is lost when the end comes between two requests (see _core).
+        """
         now = time.monotonic()
-        requests = []
+        requests: list[pb.ClassifyStreamRequest] = []
         for number, waiting in self._waiting.items():
+            if self.failure is not None or (self._probing and (requests or self.stream is not None)):
+                break
             if waiting.due is not None and waiting.due <= now:
                 waiting.due = None
-                requests.append(pb.ClassifyStreamRequest(id=number, request=waiting.request))
+                left_ms = min(max(1, (waiting.deadline - now) * 1000), LONGEST_TIMEOUT_MS)
+                requests.append(
+                    pb.ClassifyStreamRequest(id=number, request=waiting.request, timeout_ms=round(left_ms))
+                )
         return requests
 
     def answer(self, stream: object, response: pb.ClassifyStreamResponse) -> None:
@@ -134,6 +148,7 @@ class StreamSession:
         if stream is not self.stream:
             return
         self._connecting = self._new_connecting()
+        self._probing = False
         waiting = self._waiting.get(response.id)
         if waiting is None or waiting.due is not None:
             return
@@ -151,7 +166,7 @@ class StreamSession:
             except VistazoError as error:
                 return Classification(error=error)
             return result
-        failure = error_from_code(response.error.code, response.error.message)
+        failure = error_from_code(response.error.code, response.error.message, response.error.reason)
         if response.HasField("retry_pushback_ms"):
             failure.retry_after = response.retry_pushback_ms / 1000
         delay = waiting.attempts.delay_after(failure)
@@ -176,6 +191,7 @@ class StreamSession:
         if delay is None:
             self.failure = error
             return
+        self._probing = True
         due = time.monotonic() + delay
         for waiting in self._waiting.values():
             waiting.due = due if waiting.due is None else max(due, waiting.due)
@@ -186,14 +202,16 @@ class StreamSession:
         for number, waiting in list(self._waiting.items()):
             if waiting.deadline <= now:
                 del self._waiting[number]
+                self._probing = False
                 error = DeadlineExceededError(f"no answer within {self._timeout:g} s")
                 result = Classification(error=name_error(error, waiting.image.name))
                 self.results.append((waiting.image.id, result))
 
     def seconds_to_wait(self) -> float | None:
         """Return after how long something is due or over; None where only an event can be next."""
+        held_back = self._probing and self.stream is not None
         times = [
-            waiting.deadline if waiting.due is None else min(waiting.due, waiting.deadline)
+            waiting.deadline if waiting.due is None or held_back else min(waiting.due, waiting.deadline)
             for waiting in self._waiting.values()
         ]
         return max(0.0, min(times) - time.monotonic()) if times else None

@@ -134,11 +134,10 @@ class Client(ClientCore[grpc.Channel]):
         are and turned upright by the server as their EXIF orientation says; PIL images and arrays are
         taken as they stand in memory.
 
-        One image gives one `Classification`, and raises InvalidRequestError if it is bad: its subclass
-        InvalidImageError when that was found before sending. An iterable gives a list in its order, in
-        which a bad image has its `error` set and the others are not affected; it is sent as several
-        requests, and one that fails as a whole fails the call. An iterator of any length is fine: only
-        the few requests in flight are held in memory.
+        One image gives one `Classification`, and raises InvalidImageError if it is bad. An iterable gives a
+        list in its order, in which a bad image has its `error` set and the others are not affected; it is
+        sent as several requests, and one that fails as a whole fails the call. An iterator of any length
+        is fine: only the few requests in flight are held in memory.
 
         model: default, the only model served. version: default, the highest that is ready.
         top_k: how many predictions; default, the server's (5).

@@ -27,6 +27,10 @@ import grpc
 # gRFC A6: how many milliseconds to wait before a retry; below 0 means "do not".
 PUSHBACK_TRAILER = "grpc-retry-pushback-ms"
 
+# What the server says beside INVALID_ARGUMENT when it is the image, and not the request.
+REASON_TRAILER = "vistazo-error-reason"
+INVALID_IMAGE_REASON = "invalid-image"
+
 # Longer details are cut: a message is for one line of a log.
 MAX_MESSAGE_CHARACTERS = 500
 
@@ -138,11 +142,12 @@ EXCEPTION_FOR: Mapping[grpc.StatusCode, type[VistazoError]] = {
 def error_from_rpc(error: grpc.RpcError, *, address: str, timeout: float) -> VistazoError:
     """Return the exception that tells a caller about `error`, a call to `address` that failed.
 
-    Which class is decided by the status; only a connection that failed is looked at more closely.
+    Which class is decided by the status, and within it by the server's reason; only a connection that
+    failed is looked at more closely.
     """
     code = error.code()
     details = one_line(error.details() or "")
-    kind = EXCEPTION_FOR[code]
+    kind = exception_for(code, _trailer(error, REASON_TRAILER))
     if code is grpc.StatusCode.UNAVAILABLE:
         reason = _tls_reason(details)
         if reason is not None:
@@ -151,12 +156,18 @@ def error_from_rpc(error: grpc.RpcError, *, address: str, timeout: float) -> Vis
     return kind(message, code=code, retry_after=_retry_after(error))
 
 
-def error_from_code(number: int, message: str) -> VistazoError:
-    """Return the exception for one image's error, as the server sends it beside good results."""
+def error_from_code(number: int, message: str, reason: str) -> VistazoError:
+    """Return the exception for an error that the server sends beside good results."""
     code = _CODE_FOR_NUMBER.get(number, grpc.StatusCode.UNKNOWN)
-    # Here the server speaks of one image, so an invalid argument can only be that image.
-    kind = InvalidImageError if code is grpc.StatusCode.INVALID_ARGUMENT else EXCEPTION_FOR[code]
+    kind = exception_for(code, reason)
     return kind(one_line(message) or f"the server answered {code.name}", code=code)
+
+
+def exception_for(code: grpc.StatusCode, reason: str) -> type[VistazoError]:
+    """Return the exception for a status and what the server says beside it."""
+    if code is grpc.StatusCode.INVALID_ARGUMENT and reason == INVALID_IMAGE_REASON:
+        return InvalidImageError
+    return EXCEPTION_FOR[code]
 
 
 def one_line(text: str) -> str:
@@ -230,7 +241,13 @@ def _message(code: grpc.StatusCode, details: str, *, address: str, timeout: floa
 
 def _retry_after(error: grpc.RpcError) -> float | None:
     """Return the server's pushback in seconds, or None where it sent none that can be read."""
+    pushback = _trailer(error, PUSHBACK_TRAILER)
+    return int(pushback) / 1000 if pushback.isdecimal() else None
+
+
+def _trailer(error: grpc.RpcError, key: str) -> str:
+    """Return what the server sent after a failed call under `key`; empty: nothing."""
     # Pairs, whatever the type stubs say, for blocking and asyncio calls alike.
     trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
-    pushback = trailers.get(PUSHBACK_TRAILER, "")
-    return int(pushback) / 1000 if isinstance(pushback, str) and pushback.isdecimal() else None
+    value = trailers.get(key, "")
+    return value if isinstance(value, str) else ""

@@ -66,7 +66,8 @@ class ClassificationServiceServicer(object):
         of many images a bad image fails alone: its ImageResult carries the error, the others their
         predictions, and the call is OK.
 
-        NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it.
+        NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it, and
+        the trailer `vistazo-error-reason` is "invalid-image" when it is the one image.
         RESOURCE_EXHAUSTED: refused for load; the trailer `grpc-retry-pushback-ms` says when to retry.
         UNAVAILABLE: the model is loading or failed to load, or the server is draining.
         DEADLINE_EXCEEDED: the caller's deadline passed first. INTERNAL: the engine failed.

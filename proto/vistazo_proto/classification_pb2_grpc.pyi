@@ -43,7 +43,8 @@ class ClassificationServiceStub:
     of many images a bad image fails alone: its ImageResult carries the error, the others their
     predictions, and the call is OK.
 
-    NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it.
+    NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it, and
+    the trailer `vistazo-error-reason` is "invalid-image" when it is the one image.
     RESOURCE_EXHAUSTED: refused for load; the trailer `grpc-retry-pushback-ms` says when to retry.
     UNAVAILABLE: the model is loading or failed to load, or the server is draining.
     DEADLINE_EXCEEDED: the caller's deadline passed first. INTERNAL: the engine failed.
@@ -68,7 +69,8 @@ class ClassificationServiceAsyncStub(ClassificationServiceStub):
     of many images a bad image fails alone: its ImageResult carries the error, the others their
     predictions, and the call is OK.
 
-    NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it.
+    NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it, and
+    the trailer `vistazo-error-reason` is "invalid-image" when it is the one image.
     RESOURCE_EXHAUSTED: refused for load; the trailer `grpc-retry-pushback-ms` says when to retry.
     UNAVAILABLE: the model is loading or failed to load, or the server is draining.
     DEADLINE_EXCEEDED: the caller's deadline passed first. INTERNAL: the engine failed.
@@ -96,7 +98,8 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
         of many images a bad image fails alone: its ImageResult carries the error, the others their
         predictions, and the call is OK.
 
-        NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it.
+        NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it, and
+        the trailer `vistazo-error-reason` is "invalid-image" when it is the one image.
         RESOURCE_EXHAUSTED: refused for load; the trailer `grpc-retry-pushback-ms` says when to retry.
         UNAVAILABLE: the model is loading or failed to load, or the server is draining.
         DEADLINE_EXCEEDED: the caller's deadline passed first. INTERNAL: the engine failed.

@@ -91,6 +91,9 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         self, request: pb.ClassifyStreamRequest, deadline: float | None
     ) -> pb.ClassifyStreamResponse:
         """Return the answer to one request of a stream, its error included."""
+        if request.HasField("timeout_ms"):
+            own = time.monotonic() + request.timeout_ms / 1000
+            deadline = own if deadline is None else min(own, deadline)
         try:
             response = await self._classify(request.request, deadline)
         except ServingError as error:

@@ -175,7 +175,7 @@ _PROBABILITY_BYTES: Final = 4
 
 def encode_error(error: ServingError) -> pb.ImageError:
     """Return the error of one image, or of one request of a stream."""
-    return pb.ImageError(code=status_number(error.code), message=str(error))
+    return pb.ImageError(code=status_number(error.code), message=str(error), reason=error.reason)
 
 
 def status_number(code: grpc.StatusCode) -> int:

@@ -32,6 +32,8 @@ class ServingError(Exception):
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     retry_after: float | None = None
     """Seconds after which a retry has a chance; None: no advice."""
+    reason: ClassVar[str] = ""
+    """What the status alone does not say, for programs; empty: nothing."""
 
 
 class InvalidRequestError(ServingError):
@@ -42,6 +44,8 @@ class InvalidRequestError(ServingError):
 
 class InvalidImageError(InvalidRequestError):
     """One image cannot be used; the others of its request are not touched."""
+
+    reason = "invalid-image"
 
 
 class ModelNotFoundError(ServingError):

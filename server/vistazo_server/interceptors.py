@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
 """Trailer that tells a retrying client how long to wait (gRPC proposal A6)."""
 
+REASON_KEY: Final = "vistazo-error-reason"
+"""Trailer that tells errors of one status apart."""
+
 # Trailers share one header block with a limit of 8 KiB; a longer detail would break the call itself.
 MAX_DETAIL_CHARACTERS: Final = 1000
 
@@ -286,4 +289,6 @@ async def _abort(context: Context, error: ServingError) -> None:
     trailers = [(request_id.KEY, request_id.current())]
     if error.retry_after is not None:
         trailers.append((PUSHBACK_KEY, str(pushback_ms(error.retry_after))))
+    if error.reason:
+        trailers.append((REASON_KEY, error.reason))
     await context.abort(error.code, str(error)[:MAX_DETAIL_CHARACTERS], tuple(trailers))

@@ -87,6 +87,7 @@ class FakeService(ClassificationServiceServicer):
         if model is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model!r}")
         if len(request.images) == 1 and _is_bad(request.images[0]):
+            context.set_trailing_metadata((("vistazo-error-reason", "invalid-image"),))
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "images[0]: expected an image, got something else"
             )
@@ -125,7 +126,9 @@ class FakeService(ClassificationServiceServicer):
     def _stream_answer(self, request):
         (image,) = request.request.images
         if _is_bad(image):
-            error = pb.ImageError(code=3, message="images[0]: expected an image, got something else")
+            error = pb.ImageError(
+                code=3, message="images[0]: expected an image, got something else", reason="invalid-image"
+            )
             return pb.ClassifyStreamResponse(id=request.id, error=error)
         model = request.request.model or "resnet18"
         if model not in self.models:

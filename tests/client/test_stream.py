@@ -1,7 +1,7 @@
 """What `classify_stream` sends, yields and asks again."""
 
 import threading
-from itertools import count
+from itertools import chain, count
 
 import grpc
 import pytest
@@ -262,6 +262,48 @@ def test_a_server_without_streams_is_told(client, server):
     server.service.stream_script = aborting(grpc.StatusCode.UNIMPLEMENTED)
     with pytest.raises(UnsupportedError):
         list(client.classify_stream(numbered(3)))
+
+
+def test_after_a_break_one_image_goes_first(client, server):
+    waiting = []
+
+    def stream(request_iterator, context):
+        waiting.append(0)
+        if len(waiting) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "why")
+        first = next(request_iterator)
+        held = []
+        following = threading.Thread(target=lambda: held.append(next(request_iterator)))
+        following.start()
+        following.join(0.3)
+        waiting[-1] = len(held)
+        yield server.service._stream_answer(first)
+        following.join()
+        for request in chain(held, request_iterator):
+            yield server.service._stream_answer(request)
+
+    server.service.replace_stream = stream
+    results = dict(client.classify_stream(numbered(20)))
+
+    assert {number: result.top.label for number, result in results.items()} == {
+        number: f"image {number}" for number in range(20)
+    }
+    assert waiting == [0, 0]
+
+
+def test_every_image_tells_the_server_how_long_its_answer_is_waited_for(client, server):
+    list(client.classify_stream(numbered(3), timeout=7))
+    list(client.classify_stream(numbered(1), timeout=1e9))
+
+    assert all(6000 < request.timeout_ms <= 7000 for request in server.service.stream_requests[:3])
+    assert server.service.stream_requests[3].timeout_ms == 2**32 - 1
+
+
+def test_a_request_that_is_wrong_is_no_image_that_is_bad(client, server):
+    server.service.stream_script = failing(grpc.StatusCode.INVALID_ARGUMENT, "top_k: too many")
+    ((_, result),) = client.classify_stream(numbered(1))
+
+    assert type(result.error) is InvalidRequestError
 
 
 def test_an_answer_that_makes_no_sense_is_the_servers_error(client, server):
