@@ -1,17 +1,70 @@
-"""ServingStatus: grpc.health.v1 and the models' metrics, kept in step with the repository."""
+"""Health (grpc.health.v1) and the models' metrics, kept in step with the repository."""
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
-from grpc_health.v1 import health, health_pb2
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.metrics import Metrics
 
-_STATUS: Final = {
-    True: health_pb2.HealthCheckResponse.SERVING,
-    False: health_pb2.HealthCheckResponse.NOT_SERVING,
-}
+LIVENESS: Final = "liveness"
+"""Service that is SERVING as long as the process answers at all, also while it loads and drains: a supervisor
+that restarts what is not alive asks for it. The empty service says whether the server is ready."""
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """The standard health service.
+
+    Not grpc_health's own: there, when one of two watchers of a service leaves, the other is told of nothing
+    any more (grpcio-health-checking 1.81).
+    """
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, Any] = {LIVENESS: _SERVING}
+        self._changed = asyncio.Event()
+        self._draining = False
+
+    def set(self, service: str, *, serving: bool) -> None:
+        """Set a service's health; while the server drains it stays NOT_SERVING."""
+        self._statuses[service] = _SERVING if serving and not self._draining else _NOT_SERVING
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def drain(self) -> None:
+        """Set every service to NOT_SERVING for good, but for liveness."""
+        self._draining = True
+        for service in self._statuses:
+            if service != LIVENESS:
+                self.set(service, serving=False)
+
+    async def Check(  # noqa: N802, D102  the .proto names and documents it
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802, D102
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> None:
+        last = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, _UNKNOWN)
+            if status != last:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                last = status
+            await changed.wait()
 
 
 class ServingStatus:
@@ -21,15 +74,12 @@ class ServingStatus:
     """
 
     def __init__(self, metrics: Metrics) -> None:
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = HealthServicer()
         self._metrics = metrics
-        self._updates: set[asyncio.Task[None]] = set()
 
     def set(self, service: str, *, serving: bool) -> None:
         """Set a service's health."""
-        task = asyncio.create_task(self.servicer.set(service, _STATUS[serving]))
-        self._updates.add(task)
-        task.add_done_callback(self._updates.discard)
+        self.servicer.set(service, serving=serving)
 
     def state_changed(self, entry: CatalogEntry, *, serving: bool) -> None:
         """Take note of an entry's new state; `serving`: whether any version of its model answers."""

@@ -15,7 +15,7 @@ from vistazo_server import request_id, tracing
 from vistazo_server.access import Metadata, Tokens, authorize
 from vistazo_server.classifier import DEADLINE_TOLERANCE
 from vistazo_server.codec import pushback_ms
-from vistazo_server.errors import ServingError
+from vistazo_server.errors import DrainingError, ServingError
 from vistazo_server.metrics import Metrics
 from vistazo_server.tracing import Tracing
 
@@ -32,6 +32,14 @@ MAX_DETAIL_CHARACTERS: Final = 1000
 
 WATCHING: Final = frozenset({"/grpc.health.v1.Health/Watch"})
 """RPCs that last as long as the server and are no work that a drain should wait for."""
+
+HEALTH: Final = "/grpc.health.v1.Health/"
+"""Its answers matter most while the server drains."""
+
+QUIET_SECONDS: Final = 0.05
+"""When for so long nobody was turned away, callers have noticed that the server drains."""
+LONGEST_NOTICE_SECONDS: Final = 1.0
+"""There are callers that never do."""
 
 _STATUS_OF_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -59,6 +67,8 @@ class RpcInterceptor:
         self._server = server
         self._tokens = tokens
         self._tracing = tracing
+        self._draining = False
+        self._turned_away = 0
         self._work = _Work()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -67,6 +77,20 @@ class RpcInterceptor:
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Ignore what generated code offers a second time for servers that look methods up by name."""
+
+    async def refuse_new(self) -> None:
+        """Answer what comes from now on with UNAVAILABLE; return when callers have noticed.
+
+        grpc ends what it has received and not yet handed out, when it is stopped, with CANCELLED. To a caller
+        that means nothing, while UNAVAILABLE sends it elsewhere.
+        """
+        self._draining = True
+        noticed_by = time.monotonic() + LONGEST_NOTICE_SECONDS
+        while time.monotonic() < noticed_by:
+            before = self._turned_away
+            await asyncio.sleep(QUIET_SECONDS)
+            if self._turned_away == before:
+                return
 
     async def wait_until_idle(self) -> None:
         """Return when no RPC is under way, but for those that only watch."""
@@ -85,10 +109,12 @@ class RpcInterceptor:
         request_id.begin(metadata)
         if self._tracing is not None:
             self._tracing.begin(rpc.method, metadata)
-        if self._tokens is None:
-            return rpc.handler
         try:
-            authorize(self._tokens, rpc.method, metadata)
+            if self._tokens is not None:
+                authorize(self._tokens, rpc.method, metadata)
+            if self._draining and not rpc.method.startswith(HEALTH):
+                self._turned_away += 1
+                raise DrainingError("the server is about to end; ask another")
         except ServingError as error:
             return rpc.refusing(error)
         return rpc.handler

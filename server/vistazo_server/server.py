@@ -248,8 +248,10 @@ async def _drain(
     await repository.stop_changes()
     await asyncio.gather(loading, return_exceptions=True)
     # From here on every service says NOT_SERVING, whatever is set later.
-    await status.servicer.enter_graceful_shutdown()
-    await asyncio.sleep(settings.drain_delay_seconds)
+    status.servicer.drain()
+    if settings.drain_delay_seconds:
+        await asyncio.sleep(settings.drain_delay_seconds)
+        await interceptor.refuse_new()
     stopping = asyncio.create_task(grpc_server.stop(settings.grace_seconds))
     idle = asyncio.create_task(interceptor.wait_until_idle())
     await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)

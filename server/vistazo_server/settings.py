@@ -134,9 +134,9 @@ class Settings(BaseSettings):
     """File of bearer tokens, a line NAME SCOPES TOKEN for each; SCOPES is inference, model-control, or both
     with a comma. Read again when it changes. None: no RPC asks for a token."""
 
-    drain_delay_seconds: NonNegativeFloat = 0.0
+    drain_delay_seconds: NonNegativeFloat = 0.2
     """After SIGTERM: how long to go on serving while health says NOT_SERVING, so that load balancers
-    notice."""
+    notice. Then what comes is answered with UNAVAILABLE. 0: the port closes at once."""
 
     grace_seconds: NonNegativeFloat = 30.0
     """After the drain delay: how long accepted requests may take to finish."""

@@ -46,7 +46,7 @@ class Serving:
         response = await self.health.Check(
             health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_SECONDS
         )
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+        return status_name(response)
 
     def sample(self, name: str, **labels: str) -> float:
         """Return the value of a metric's series now; 0 where there is none."""
@@ -71,9 +71,20 @@ class Serving:
         return {outcome: count for outcome, count in counts.items() if count}
 
 
+def status_name(response: health_pb2.HealthCheckResponse) -> str:
+    """Return the health that a response tells."""
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+
 def settings_for(models: Path, **overrides: Any) -> Settings:
     """Return settings for a test: free ports, one thread, no metrics endpoint unless asked for."""
-    values = {"listen": "127.0.0.1:0", "metrics_listen": "", "device": "cpu", "threads": 1} | overrides
+    values = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "",
+        "device": "cpu",
+        "threads": 1,
+        "drain_delay_seconds": 0,
+    } | overrides
     return Settings(models=models, **values)
 
 
