@@ -28,7 +28,6 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 import structlog
-from numpy.typing import NDArray
 
 from vistazo_server import request_id, tracing
 from vistazo_server.device import TIMER_RESOLUTION, DeviceScheduler, Run
@@ -42,7 +41,8 @@ from vistazo_server.errors import (
 )
 from vistazo_server.latency import LatencyModel
 
-Array = NDArray[Any]
+Sample = Any
+"""What the engine takes one of: nothing here looks inside."""
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Ran:
     seconds: float
 
 
-RunBatch = Callable[[Callable[[], Sequence[Array]]], Awaitable[Ran]]
+RunBatch = Callable[[Callable[[], Sequence[Sample]]], Awaitable[Ran]]
 """Runs one batch. The engine calls its argument for the samples at the moment it begins, from any thread:
 only then is it settled who still wants an answer. With no samples left it returns no rows. It may raise
 anything: the batch has then failed."""
@@ -116,7 +116,7 @@ class Answer:
 class PendingRequest:
     """One admitted request, from the door to its answer."""
 
-    samples: Sequence[Array]
+    samples: Sequence[Sample]
     deadline: float
     """In the clock's time; infinity: none."""
     enqueued_at: float
@@ -151,7 +151,7 @@ class _Part:
         return self.stop - self.start
 
     @property
-    def samples(self) -> Sequence[Array]:
+    def samples(self) -> Sequence[Sample]:
         return self.request.samples[self.start : self.stop]
 
     def deliver(self, rows: Sequence[Any], *, batch_size: int, seconds: float) -> None:
@@ -183,7 +183,7 @@ class _Batch:
         self.parts.append(part)
         self.size += part.size
 
-    def settle(self, now: float) -> Sequence[Array]:
+    def settle(self, now: float) -> Sequence[Sample]:
         """Return the samples that are still wanted; called by the engine as it begins.
 
         A batch may wait behind another; nobody who was cancelled or expired meanwhile costs a run.
@@ -314,7 +314,7 @@ class DynamicBatcher:
                 retry_after=predicted - left,
             )
 
-    async def infer(self, samples: Sequence[Array], *, deadline: float = math.inf) -> Answer:
+    async def infer(self, samples: Sequence[Sample], *, deadline: float = math.inf) -> Answer:
         """Return the rows of `samples`: at least one, all of the model's input shape and dtype.
 
         Raises OverloadedError when refused, DeadlineExceededError when it expired while it waited,

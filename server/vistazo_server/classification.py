@@ -31,12 +31,12 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         self._encoders: WeakKeyDictionary[Classifier, codec.ResponseEncoder] = WeakKeyDictionary()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802, D102  the .proto names and documents it; a serialised ClassifyResponse
-        return await self._classify(request, _deadline(context))
+        return await self._classify(request, call_deadline(context))
 
     async def ClassifyStream(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
-        deadline = _deadline(context)
+        deadline = call_deadline(context)
         answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_REQUESTS_IN_FLIGHT)
 
@@ -101,7 +101,7 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         return pb.ClassifyStreamResponse(id=request.id, response=pb.ClassifyResponse.FromString(response))
 
 
-def _deadline(context: Context) -> float | None:
+def call_deadline(context: Context) -> float | None:
     """Return the caller's deadline in time.monotonic's seconds; None when it sent none."""
     # grpc gives None without a deadline; its stubs forget that.
     remaining = cast("float | None", context.time_remaining())

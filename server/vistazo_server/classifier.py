@@ -1,50 +1,27 @@
 """Classifier: images in, labelled predictions out. Plain values; no protobuf, no ONNX."""
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeGuard, TypeVar, cast
+from typing import Final, NamedTuple, cast
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from vistazo_server import tracing
 from vistazo_server.batcher import Answer, DynamicBatcher
-from vistazo_server.errors import (
-    InferenceError,
-    InvalidImageError,
-    InvalidRequestError,
-    QueueFullError,
-    ServingError,
-)
+from vistazo_server.errors import InferenceError, InvalidImageError, InvalidRequestError
+from vistazo_server.image_inputs import ImageInput, ImageInputs
 from vistazo_server.manifest import ModelSpec
 from vistazo_server.metrics import ModelMetrics
+from vistazo_server.outcome import outcome_of
 from vistazo_server.outputs import Row
-from vistazo_server.preprocess import Preprocessor
+from vistazo_server.predictor import Predictor
+from vistazo_server.statistics import RunStatistics
+from vistazo_server.tensors import Array, Signature
 
 DEFAULT_TOP_K: Final = 5
 
-DEADLINE_TOLERANCE: Final = 0.02
-"""Seconds before the deadline from which a cancelled request counts as one whose deadline passed: the caller
-starts its clock when it sends, the server when the request arrives."""
-
-ImageInput = bytes | NDArray[np.uint8] | InvalidImageError
-"""An encoded file, uint8 H×W×C pixels, or why the decoder of the request could not get either."""
-
-_OUTCOME: Final = {
-    grpc.StatusCode.INVALID_ARGUMENT: "invalid",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "rejected",
-    grpc.StatusCode.UNAVAILABLE: "rejected",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline",
-}
-
 _NO_ANSWER: Final = Answer(rows=(), batch_size=0, queue_seconds=0.0, compute_seconds=0.0)
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 
 class Ranking(NamedTuple):
@@ -66,43 +43,6 @@ class Classified:
     compute_seconds: float
 
 
-class PreprocessPool:
-    """Threads that decode and resize images, shared by all models, with a bound on what waits for them."""
-
-    def __init__(self, *, threads: int, limit: int) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="preprocess")
-        self._threads = threads
-        self._limit = limit
-        self._pending = 0
-
-    @property
-    def pending(self) -> int:
-        """Images that wait or are being worked on."""
-        return self._pending
-
-    async def map(self, work: Callable[[_In], _Out], images: Sequence[_In]) -> list[_Out | BaseException]:
-        """Return `work(image)`, or what it raised, for each image. Raises QueueFullError."""
-        if self._pending and self._pending + len(images) > self._limit:
-            raise QueueFullError(
-                f"{self._pending} images wait to be decoded, {len(images)} more would pass the limit of "
-                f"{self._limit}",
-                retry_after=0.005 * self._pending / self._threads,  # a photograph takes about 5 ms
-            )
-        loop = asyncio.get_running_loop()
-        futures = [loop.run_in_executor(self._executor, work, image) for image in images]
-        for future in futures:
-            self._pending += 1
-            future.add_done_callback(self._done)
-        return await asyncio.gather(*futures, return_exceptions=True)
-
-    def close(self) -> None:
-        """End the threads; what has not begun is dropped."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def _done(self, _: object) -> None:
-        self._pending -= 1
-
-
 class Classifier:
     """One model version, ready to answer."""
 
@@ -111,19 +51,32 @@ class Classifier:
         spec: ModelSpec,
         version: str,
         *,
-        preprocessor: Preprocessor,
-        pool: PreprocessPool,
+        signature: Signature,
+        images: ImageInputs | None,
         batcher: DynamicBatcher,
         metrics: ModelMetrics,
+        runs: RunStatistics,
         default_deadline: float,
     ) -> None:
         self.spec = spec
         self.version = version
-        self._preprocessor = preprocessor
-        self._pool = pool
+        self.metrics = metrics
+        self.runs = runs
+        self.predictor = Predictor(
+            signature,
+            labels=spec.labels,
+            batcher=batcher,
+            metrics=metrics,
+            default_deadline=default_deadline,
+            prepare_images=None if images is None else images.prepare,
+        )
+        """The same model, asked with tensors."""
+        self._images = images
         self._batcher = batcher
-        self._metrics = metrics
         self._default_deadline = default_deadline
+        self._gives_logits = spec.image is not None and spec.image.output_is_logits
+        names = [output.name for output in signature.outputs]
+        self._scores_at = 0 if spec.image is None else names.index(spec.image.output_tensor)
 
     async def classify(
         self, images: Sequence[ImageInput], *, top_k: int | None, deadline: float | None
@@ -136,25 +89,20 @@ class Classifier:
         started = time.perf_counter()
         if deadline is None:
             deadline = time.monotonic() + self._default_deadline
-        metrics = self._metrics
+        metrics = self.metrics
         try:
+            source = self._image_inputs()
             top_k = self._checked_top_k(top_k)
-            inputs = images if self._need_nothing(images) else await self._preprocess(images, deadline)
+            inputs = (
+                images if source.need_nothing(images) else _located(await source.prepare(images, deadline))
+            )
             prepared = time.perf_counter()
             samples = [image for image in inputs if not isinstance(image, InvalidImageError)]
             answer = await self._batcher.infer(samples, deadline=deadline) if samples else _NO_ANSWER
             answered = time.perf_counter()
             results = self._results(inputs, answer.rows, top_k)
-        except asyncio.CancelledError:
-            # grpc cancels the handler when the deadline passes; its clock and ours differ by a few moments.
-            late = time.monotonic() > deadline - DEADLINE_TOLERANCE
-            metrics.request_ended("deadline" if late else "cancelled")
-            raise
-        except ServingError as error:
-            metrics.request_ended(_OUTCOME.get(error.code, "error"))
-            raise
-        except Exception:
-            metrics.request_ended("error")
+        except BaseException as error:
+            metrics.request_ended(outcome_of(error, deadline))
             raise
         ended = time.perf_counter()
         metrics.request_answered(
@@ -167,6 +115,14 @@ class Classifier:
         return Classified(
             results, answer.batch_size, answer.queue_seconds, prepared - started, answer.compute_seconds
         )
+
+    def _image_inputs(self) -> ImageInputs:
+        if self._images is None:
+            raise InvalidRequestError(
+                f"model: {self.spec.name} takes tensors, not images: no manifest says how its input is made "
+                "of them; it is served over Open Inference (inference.GRPCInferenceService)"
+            )
+        return self._images
 
     def _checked_top_k(self, top_k: int | None) -> int:
         classes = len(self.spec.labels)
@@ -187,61 +143,38 @@ class Classifier:
             for image in inputs
         ]
 
-    def _need_nothing(self, images: Sequence[ImageInput]) -> TypeGuard[Sequence[NDArray[np.uint8]]]:
-        shape = self._preprocessor.shape
-        for image in images:  # noqa: SIM110  most requests are of one image, and all() costs more than that
-            if not isinstance(image, np.ndarray) or image.shape != shape:
-                return False
-        return True
-
-    async def _preprocess(
-        self, images: Sequence[ImageInput], deadline: float
-    ) -> Sequence[NDArray[np.uint8] | InvalidImageError]:
-        """Return the model input of each image, or why there is none."""
-        # Before the images are decoded: under overload the CPU is for those that will be answered.
-        self._batcher.check_admission(len(images), deadline)
-        prepared: list[NDArray[np.uint8] | InvalidImageError] = []
-        began = time.perf_counter()
-        try:
-            results = await self._pool.map(self._prepare, images)
-        finally:
-            tracing.stage("preprocess", began, clock=time.perf_counter, images=len(images))
-        for index, result in enumerate(results):
-            if isinstance(result, InvalidImageError):
-                self._metrics.decode_failed()
-                error = InvalidImageError(f"images[{index}]: {result}")
-                if len(images) == 1:
-                    raise error from result
-                prepared.append(error)
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                prepared.append(result)
-        return prepared
-
-    def _prepare(self, image: ImageInput) -> NDArray[np.uint8]:
-        if isinstance(image, InvalidImageError):
-            raise image
-        return self._preprocessor.decode(image) if isinstance(image, bytes) else self._preprocessor.fit(image)
-
     def _ranking(self, row: Row, top_k: int) -> Ranking:
         outputs, at = row
-        indexes, probabilities, finite = outputs.derive(top_k, lambda: self._rank(outputs.arrays[0], top_k))
+        indexes, probabilities, finite = outputs.derive(
+            top_k, lambda: self._rank(outputs.arrays[self._scores_at], top_k)
+        )
         if not finite[at]:
             raise InferenceError(f"the model {self.spec.name} gave values that are not finite")
         return Ranking(indexes[at], probabilities[at])
 
-    def _rank(
-        self, scores: NDArray[np.float32], top_k: int
-    ) -> tuple[list[list[int]], list[list[float]], list[bool]]:
+    def _rank(self, scores: Array, top_k: int) -> tuple[list[list[int]], list[list[float]], list[bool]]:
         """Return, for each row, its top classes, their probabilities, and whether all values are finite."""
+        if scores.ndim != 2 or scores.dtype != np.float32:
+            # Imported models may end in FP16, or in dimensions of 1.
+            scores = scores.reshape(len(scores), -1).astype(np.float32)
         finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(scores), axis=1)
         if not finite.all():
             scores = np.where(finite[:, np.newaxis], scores, np.float32(0))
-        probabilities = _softmax(scores) if self.spec.output_is_logits else scores
+        probabilities = _softmax(scores) if self._gives_logits else scores
         indexes = top_classes(probabilities, top_k)
         best = probabilities[np.arange(len(scores))[:, np.newaxis], indexes]
         return indexes.tolist(), best.tolist(), cast("list[bool]", finite.tolist())
+
+
+def _located(samples: Sequence[Array | InvalidImageError]) -> Sequence[Array | InvalidImageError]:
+    """Let what is wrong with an image say which it is; raise it when there is no other."""
+    located = [
+        InvalidImageError(f"images[{index}]: {sample}") if isinstance(sample, InvalidImageError) else sample
+        for index, sample in enumerate(samples)
+    ]
+    if len(located) == 1 and isinstance(located[0], InvalidImageError):
+        raise located[0]
+    return located
 
 
 # Below this many classes, sorting all of them is faster than looking for those that need sorting.

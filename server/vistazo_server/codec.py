@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from vistazo_proto import classification_pb2 as pb
 from vistazo_server.catalog import CatalogEntry, ModelState
-from vistazo_server.classifier import Classified, ImageInput
+from vistazo_server.classifier import Classified
 from vistazo_server.errors import InvalidImageError, InvalidRequestError, ServingError
+from vistazo_server.image_inputs import ImageInput
 
 _STATES = {
     ModelState.LOADING: pb.LOADING,
@@ -195,9 +196,10 @@ def encode_model(entry: CatalogEntry) -> pb.Model:
     )
     if entry.spec is not None:
         spec = entry.spec
-        message.input_height = spec.preprocess.height
-        message.input_width = spec.preprocess.width
-        message.input_channels = spec.preprocess.channels
+        if spec.image is not None:
+            message.input_height = spec.image.preprocess.height
+            message.input_width = spec.image.preprocess.width
+            message.input_channels = spec.image.preprocess.channels
         message.labels.extend(spec.labels)
         message.weights = spec.weights
         message.precision = spec.precision

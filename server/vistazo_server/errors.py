@@ -14,6 +14,7 @@
     ├── UnauthenticatedError      UNAUTHENTICATED      no token, or one that is not known
     ├── PermissionDeniedError     PERMISSION_DENIED    a token without the scope that the RPC needs
     ├── ModelControlError         FAILED_PRECONDITION  a load or unload that cannot be done as things are
+    ├── UnimplementedError        UNIMPLEMENTED        an RPC that this server does not have
     └── InferenceError            INTERNAL             the engine failed
 
 Raised where the fact is known, turned into a status once, in `interceptors`.
@@ -83,6 +84,12 @@ class UnavailableError(ServingError):
 
 class ModelNotReadyError(UnavailableError):
     """The model is in the repository but is loading or failed to load."""
+
+
+class UnimplementedError(ServingError):
+    """An RPC of a published protocol that this server does not have."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class DrainingError(UnavailableError):

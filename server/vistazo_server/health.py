@@ -39,6 +39,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def is_serving(self, service: str) -> bool:
+        """Return whether a service is SERVING now."""
+        return bool(self._statuses.get(service) == _SERVING)
+
     def drain(self) -> None:
         """Set every service to NOT_SERVING for good, but for liveness."""
         self._draining = True

@@ -13,10 +13,10 @@ import structlog
 
 from vistazo_server import request_id, tracing
 from vistazo_server.access import Metadata, Tokens, authorize
-from vistazo_server.classifier import DEADLINE_TOLERANCE
 from vistazo_server.codec import pushback_ms
 from vistazo_server.errors import DrainingError, ServingError
 from vistazo_server.metrics import Metrics
+from vistazo_server.outcome import DEADLINE_TOLERANCE
 from vistazo_server.tracing import Tracing
 
 log = structlog.get_logger(__name__)

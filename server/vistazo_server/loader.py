@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from vistazo_server.batcher import DynamicBatcher
-from vistazo_server.classifier import Classifier, PreprocessPool
+from vistazo_server.classifier import Classifier
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.engine import Engine
+from vistazo_server.image_inputs import ImageInputs, PreprocessPool
 from vistazo_server.manifest import ModelSpec
 from vistazo_server.metrics import Metrics, ModelMetrics
 from vistazo_server.model import BatchLimit, OnnxModel
@@ -18,6 +20,9 @@ from vistazo_server.preprocess import Preprocessor
 from vistazo_server.rollout import LoadedModel
 from vistazo_server.session import Device
 from vistazo_server.settings import Settings
+
+# Largest batch that is tried of a model without a manifest.
+MAX_BATCH_SIZE_UNCHECKED: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,11 @@ class ModelLoader:
                 classifier=Classifier(
                     spec,
                     version,
-                    preprocessor=Preprocessor(
-                        spec.preprocess, max_pixels=int(settings.max_image_megapixels * 1e6)
-                    ),
-                    pool=self.pool,
+                    signature=model.signature,
+                    images=self._image_inputs(spec, settings, batcher, metrics),
                     batcher=batcher,
                     metrics=metrics,
+                    runs=model.runs,
                     default_deadline=settings.default_deadline_ms / 1000,
                 ),
                 max_batch_size=model.max_batch_size,
@@ -84,7 +88,21 @@ class ModelLoader:
                 latencies=model.latency.table,
             )
 
+    def _image_inputs(
+        self, spec: ModelSpec, settings: Settings, batcher: DynamicBatcher, metrics: ModelMetrics
+    ) -> ImageInputs | None:
+        if spec.image is None:
+            return None
+        return ImageInputs(
+            Preprocessor(spec.image.preprocess, max_pixels=int(settings.max_image_megapixels * 1e6)),
+            pool=self.pool,
+            check_admission=batcher.check_admission,
+            on_failure=metrics.decode_failed,
+        )
+
     def _model(self, path: Path, spec: ModelSpec, settings: Settings) -> OnnxModel:
+        # Without a manifest nobody has checked any; warm-up finds out what is worth it.
+        most = spec.max_batch_size or settings.max_batch_size or MAX_BATCH_SIZE_UNCHECKED
         return OnnxModel(
             path,
             spec,
@@ -93,7 +111,7 @@ class ModelLoader:
             allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
             threads=self.threads,
             batch_limit=BatchLimit(
-                ceiling=min(settings.max_batch_size or spec.max_batch_size, spec.max_batch_size),
+                ceiling=min(settings.max_batch_size or most, most),
                 is_fixed=settings.max_batch_size > 0,
                 slo=settings.slo_ms / 1000,
             ),

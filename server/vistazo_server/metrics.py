@@ -5,6 +5,7 @@ so that replicas can be added up.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import Final
 
@@ -177,6 +178,22 @@ class Metrics:
         self._build_info.labels(package_version("vistazo"), onnxruntime, device).set(1)
 
 
+@dataclass(frozen=True, slots=True)
+class RequestTotals:
+    """What was counted of one model version's requests; the seconds are those of answered ones."""
+
+    answered: int
+    failed: int
+    samples: int
+    """That were run."""
+    seconds: float
+    queue_seconds: float
+    preprocess_seconds: float
+    compute_seconds: float
+    """Of the batches that the requests rode in, whole."""
+    postprocess_seconds: float
+
+
 class ModelMetrics:
     """The series of one model version, looked up once instead of at each request."""
 
@@ -220,6 +237,19 @@ class ModelMetrics:
         self._preprocess.observe(preprocess)
         self._compute.observe(compute)
         self._postprocess.observe(postprocess)
+
+    def totals(self) -> RequestTotals:
+        """Return the sums of what was counted of requests."""
+        return RequestTotals(
+            answered=self._ok.value,
+            failed=sum(child.value for outcome, child in self._outcomes.items() if outcome != "ok"),
+            samples=self._samples.value,
+            seconds=self._request_seconds.sum,
+            queue_seconds=self._queue.sum,
+            preprocess_seconds=self._preprocess.sum,
+            compute_seconds=self._compute.sum,
+            postprocess_seconds=self._postprocess.sum,
+        )
 
     def decode_failed(self) -> None:
         """Count an image that could not be used."""

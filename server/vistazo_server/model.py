@@ -2,24 +2,29 @@
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import onnxruntime as ort
 import structlog
-from numpy.typing import NDArray
 
 from vistazo_server.batcher import Ran
 from vistazo_server.engine import Engine
 from vistazo_server.errors import ModelLoadError, one_line
+from vistazo_server.graph import Sample, read_signature, with_sample_shape, zeros
 from vistazo_server.latency import LatencyModel
 from vistazo_server.manifest import ModelSpec
-from vistazo_server.outputs import BatchOutputs, Row
+from vistazo_server.onnx_file import has_half_weights
+from vistazo_server.outputs import Row
+from vistazo_server.probe import settle
+from vistazo_server.runner import Runner, runner_for
 from vistazo_server.session import PROVIDER, Device, create_session
+from vistazo_server.statistics import RunStatistics
+from vistazo_server.tensors import FREE, Signature, TensorSpec, describe
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +40,10 @@ SMALL_RUN_SECONDS: Final = 0.001
 # What is gained by less than this share is not worth the wait. Not more: each run also costs the wake-up of
 # threads that do not spin, and with 5 % ResNet18 was served at 0.89 of its best throughput instead of 0.94.
 KNEE_SHARE: Final = 0.02
+
+# Datatypes of an image model's input, and of the output that scores its classes.
+_DATATYPES: Final = {"uint8": "UINT8", "float32": "FP32", "float16": "FP16"}
+_SCORES: Final = ("FP32", "FP16", "FP64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +73,11 @@ class OnnxModel:
     handed in follows without a gap. Two sessions that run at once on the same cores are slower than one
     after the other (microsoft/onnxruntime#17011).
 
-    Input samples are uint8 H×W×C as the spec says; output rows are float32, one value a class.
+    Samples and rows are as `signature` says, which is known once it is loaded: of an image model's exports,
+    uint8 H×W×C in, and float32 with one value a class out.
     """
+
+    signature: Signature
 
     def __init__(
         self,
@@ -82,14 +94,15 @@ class OnnxModel:
         self._spec = spec
         self._threads = threads
         self._allow_cpu_fallback = allow_cpu_fallback
-        self._session: ort.InferenceSession | None = None
+        self._runner: Runner | None = None
+        # A sample to warm up with; none when nobody knows what the graph takes.
+        self._zero: Sample | None = None
         self._engine = engine
         self._batch_limit = batch_limit
-        self._sample_shape = (spec.preprocess.height, spec.preprocess.width, spec.preprocess.channels)
-        self._buffer: NDArray[np.uint8] = np.zeros((0, *self._sample_shape), dtype=np.uint8)
         self.max_batch_size = batch_limit.ceiling
         self.device: Device = device
         self.latency = LatencyModel()
+        self.runs = RunStatistics()
 
     async def load(self) -> None:
         """Start the session, check it against the spec, and warm up every batch bucket.
@@ -100,7 +113,7 @@ class OnnxModel:
         # Not on the engine's thread: models that serve already go on serving.
         await asyncio.to_thread(self._load)
 
-    async def run(self, take: Callable[[], Sequence[NDArray[Any]]]) -> Ran:
+    async def run(self, take: Callable[[], Sequence[Sample]]) -> Ran:
         """Run a batch on the engine's thread; `take()` gives its samples, 0 to max_batch_size."""
         # How many samples there will be is settled as the run begins; the largest batch is the safe guess.
         return await self._engine.run(
@@ -113,18 +126,34 @@ class OnnxModel:
         await self._engine.run(self._free, expected_seconds=0.0)
 
     def _free(self) -> None:
-        self._session = None
+        self._runner = None
 
     def _load(self) -> None:
-        self._session = self._start_session()
-        self._check_signature(self._session)
+        session = self._start_session()
+        signature = self._checked_signature(session)
+        if self._spec.image is None:
+            signature, self._zero = settle(session, signature, self._path)
+        else:
+            (self._zero,) = zeros(signature)
+        self.signature = signature
+        self._batch_limit = replace(self._batch_limit, ceiling=_ceiling(signature, self._batch_limit.ceiling))
+        self._runner = runner_for(session, signature, max_batch_size=self._batch_limit.ceiling)
         if self.device == "cpu" and self._threads > 1 and self._is_small():
             self._threads = 1
-            self._session = self._start_session()
+            session = self._start_session()
+            self._runner = runner_for(session, signature, max_batch_size=self._batch_limit.ceiling)
         self._warm_up()
+        # With a buffer of the size of what will be run.
+        self._runner = runner_for(session, signature, max_batch_size=self.max_batch_size)
 
     def _start_session(self) -> ort.InferenceSession:
-        session = create_session(self._path, device=self.device, threads=self._threads)
+        # It ends the process at some transformers in FP16 (ONNX Runtime 1.32).
+        precision = self._spec.precision
+        skip_layout_pass = precision == "fp16" or (not precision and has_half_weights(self._path))
+        start = functools.partial(
+            create_session, self._path, threads=self._threads, skip_layout_pass=skip_layout_pass
+        )
+        session = start(device=self.device)
         # ONNX Runtime falls back to the CPU without a word (microsoft/onnxruntime#23372).
         provider = session.get_providers()[0]
         if provider == PROVIDER[self.device]:
@@ -136,84 +165,118 @@ class OnnxModel:
             )
         log.warning("device_fallback", model=self._spec.name, wanted=self.device, got="cpu")
         self.device = "cpu"
-        return create_session(self._path, device=self.device, threads=self._threads)
+        return start(device=self.device)
 
-    def _check_signature(self, session: ort.InferenceSession) -> None:
-        spec = self._spec
-        height, width, channels = spec.preprocess.height, spec.preprocess.width, spec.preprocess.channels
-        inputs = [(node.name, node.type, list(node.shape[1:])) for node in session.get_inputs()]
-        outputs = [(node.name, node.type, list(node.shape[1:])) for node in session.get_outputs()]
-        expected_inputs = [(spec.input_tensor, "tensor(uint8)", [height, width, channels])]
-        expected_outputs = [(spec.output_tensor, "tensor(float)", [len(spec.labels)])]
-        if (inputs, outputs) != (expected_inputs, expected_outputs):
+    def _checked_signature(self, session: ort.InferenceSession) -> Signature:
+        """Return what the graph takes and gives, once it is what the manifest says."""
+        image = self._spec.image
+        if image is None:
+            return read_signature(session, self._path, image_input=None)
+        signature = read_signature(session, self._path, image_input=image.input_tensor)
+        shape = image.preprocess.input_shape
+        classes = len(self._spec.labels)
+        datatype = _DATATYPES[image.preprocess.dtype]
+        takes = [spec for spec in signature.inputs if spec.name == image.input_tensor]
+        gives = [spec for spec in signature.outputs if spec.name == image.output_tensor]
+        if (
+            not signature.is_batched
+            or len(signature.inputs) != 1
+            or not takes
+            or takes[0].datatype != datatype
+            or not takes[0].fits(shape)
+            or not gives
+            or gives[0].datatype not in _SCORES
+            or (gives[0].dims and gives[0].is_fixed and math.prod(gives[0].dims) != classes)
+        ):
             raise ModelLoadError(
-                f"{self._path} does not match its manifest: expected {expected_inputs} → {expected_outputs}, "
-                f"got {inputs} → {outputs}"
+                f"{self._path} does not match its manifest: expected the input {image.input_tensor!r}, "
+                f"{datatype} {describe((FREE, *shape))}, and the output {image.output_tensor!r}, FP32 "
+                f"{describe((FREE, classes))}; got {_listed(signature, signature.inputs)} and "
+                f"{_listed(signature, signature.outputs)}"
             )
+        return with_sample_shape(signature, image.input_tensor, shape)
 
     def _warm_up(self) -> None:
         """Measure batch sizes, and choose the largest that will be run where that was left open."""
-        sizes = self._sizes_to_measure()
+        self.max_batch_size = self._batch_limit.ceiling
+        if self._zero is None:
+            return
+        sizes = self._sizes_to_measure(self._zero)
         for _ in range(_WARM_UP_ROUNDS):
             # Round by round, not size by size: a neighbour's busy second then spoils no size's figure.
             for size in sizes:
-                self.latency.set(size, min(self._run_zeros(size), self.latency.seconds(size)))
+                self.latency.set(size, min(self._run_zeros(self._zero, size), self.latency.seconds(size)))
         self.max_batch_size = self._batch_limit.choose(self.latency.table())
-        # Every batch is put together here: no allocation on the hot path.
-        self._buffer = np.zeros((self.max_batch_size, *self._sample_shape), dtype=np.uint8)
 
     def _is_small(self) -> bool:
-        return min(self._run_zeros(1) for _ in range(1 + _WARM_UP_ROUNDS)) < SMALL_RUN_SECONDS
+        zero = self._zero
+        if zero is None:
+            return False
+        return min(self._run_zeros(zero, 1) for _ in range(1 + _WARM_UP_ROUNDS)) < SMALL_RUN_SECONDS
 
-    def _sizes_to_measure(self) -> list[int]:
+    def _sizes_to_measure(self, zero: Sample) -> list[int]:
         """Run each batch size that may be served a first time, which is not timed well, and return them."""
         buckets = batch_buckets(self._batch_limit.ceiling)
         if self._batch_limit.is_fixed or self.device == "cuda":
             for size in reversed(buckets):  # the largest first: the arena is sized once
-                self.latency.set(size, self._run_zeros(size))
+                self.latency.set(size, self._run_zeros(zero, size))
             return buckets
         # On the CPU a batch is hardly faster than its samples one by one, and the large ones cost seconds
         # of start-up and hundreds of megabytes of arena. What runs this long would only keep others waiting.
         for at, size in enumerate(buckets):
-            seconds = self._run_zeros(size)
+            seconds = self._run_zeros(zero, size)
             self.latency.set(size, seconds)
             if seconds > _LONGEST_CPU_RUN_SECONDS:
                 return buckets[: at + 1]
         return buckets
 
-    def _run_zeros(self, size: int) -> float:
-        """Return the seconds of one run of `size` black images. Raises ModelLoadError."""
-        batch = np.zeros((size, *self._sample_shape), dtype=np.uint8)
+    def _run_zeros(self, zero: Sample, size: int) -> float:
+        """Return the seconds of one run of `size` samples of zeros. Raises ModelLoadError."""
         started = time.monotonic()
         try:
-            rows = self._run(batch)
+            rows = self._running().run([zero] * size)
         except Exception as error:
             raise ModelLoadError(
                 f"{self._path} fails at batch {size}: {one_line(error, characters=300)}"
             ) from error
-        if rows.shape != (size, len(self._spec.labels)):
-            raise ModelLoadError(f"{self._path} answers batch {size} with shape {rows.shape}")
-        return time.monotonic() - started
+        seconds = time.monotonic() - started
+        self._check_scores(rows[0])
+        return seconds
 
-    def _run_taken(self, take: Callable[[], Sequence[NDArray[Any]]]) -> Ran:
+    def _check_scores(self, row: Row) -> None:
+        image, labels = self._spec.image, self._spec.labels
+        if image is None:
+            return
+        for spec, array in zip(self.signature.outputs, row.outputs.arrays, strict=True):
+            if spec.name == image.output_tensor and array[row.at].size != len(labels):
+                raise ModelLoadError(
+                    f"{self._path} gives {array[row.at].size} values for each sample in {spec.name!r}, its "
+                    f"manifest has {len(labels)} labels"
+                )
+
+    def _running(self) -> Runner:
+        if self._runner is None:
+            raise RuntimeError("the model is not loaded")
+        return self._runner
+
+    def _run_taken(self, take: Callable[[], Sequence[Sample]]) -> Ran:
         began = time.monotonic()
         samples = take()
         if not samples:
             return Ran(rows=(), began=began, seconds=0.0)
-        batch = self._buffer[: len(samples)]
-        for into, sample in enumerate(samples):  # np.stack looks at each of them first
-            batch[into] = sample
-        outputs = BatchOutputs((self._run(batch),))
-        seconds = time.monotonic() - began
-        return Ran([Row(outputs, index) for index in range(len(samples))], began, seconds)
+        rows = self._running().run(samples, self.runs)
+        return Ran(rows=rows, began=began, seconds=time.monotonic() - began)
 
-    def _run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if self._session is None:
-            raise RuntimeError("the model is not loaded")
-        rows: NDArray[np.float32] = self._session.run(
-            [self._spec.output_tensor], {self._spec.input_tensor: batch}
-        )[0]
-        return rows
+
+def _ceiling(signature: Signature, ceiling: int) -> int:
+    """Return the most samples of one batch, as far as the graph allows."""
+    if not signature.is_batched:
+        return 1
+    return min(ceiling, signature.fixed_batch or ceiling)
+
+
+def _listed(signature: Signature, specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name!r} {spec.datatype} {describe(signature.shape(spec))}" for spec in specs)
 
 
 def batch_buckets(max_batch_size: int) -> list[int]:

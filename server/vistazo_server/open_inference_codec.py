@@ -10,6 +10,7 @@ import numpy as np
 
 from vistazo_proto import open_inference_pb2 as pb
 from vistazo_server.errors import InvalidRequestError
+from vistazo_server.predictor import NamedTensor, OutputChoice
 from vistazo_server.tensors import (
     BYTES,
     DTYPES,
@@ -44,16 +45,6 @@ _WIDE: Final = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np
 """What the fields hold that carry datatypes narrower than their own."""
 
 _MOST_NAMES_SHOWN: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class OutputChoice:
-    """One output of a response."""
-
-    index: int
-    """In the model's outputs."""
-    classes: int = 0
-    """0: its values. Else Triton's classification: so many of the best classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +88,20 @@ def decode_infer_request(
 
 
 def encode_infer_response(
-    request: pb.ModelInferRequest,
-    *,
-    version: str,
-    model: str,
-    tensors: Sequence[tuple[str, str, Array]],
+    request: pb.ModelInferRequest, *, model: str, version: str, tensors: Sequence[NamedTensor]
 ) -> pb.ModelInferResponse:
-    """Return the answer to `request`: each tensor as its name, datatype and array; all of them raw."""
+    """Return the answer to `request`, all its tensors raw."""
     return pb.ModelInferResponse(
         model_name=model,
         model_version=version,
         id=request.id,
         outputs=[
-            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=array.shape)
-            for name, datatype, array in tensors
+            pb.ModelInferResponse.InferOutputTensor(
+                name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape
+            )
+            for tensor in tensors
         ],
-        raw_output_contents=[encode_raw(array) for _, _, array in tensors],
+        raw_output_contents=[encode_raw(tensor.array) for tensor in tensors],
     )
 
 

@@ -1,4 +1,4 @@
-"""Preprocessor: an image of any size and format → the uint8 H×W×C array that the model takes.
+"""Preprocessor: an image of any size and format → the array that the model takes, uint8 H×W×C as a rule.
 
 Equal to torchvision's classification preset (`weights.transforms()`, before its normalisation) to the
 bit: the same Pillow resize with the same rounding, then the same centre crop. Where an image says more
@@ -13,7 +13,7 @@ than torchvision's usual `Image.open(f).convert("RGB")` looks at, this is what h
 import io
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,13 @@ class ResizeMode(Enum):
     STRETCH = "stretch"
 
 
+class Layout(Enum):
+    """The order of the dimensions of the model's input, its batch dimension included."""
+
+    NHWC = "NHWC"
+    NCHW = "NCHW"
+
+
 @dataclass(frozen=True, slots=True)
 class PreprocessSpec:
     """What the manifest says about the model's input."""
@@ -62,6 +69,19 @@ class PreprocessSpec:
     resize_size: int
     """Pixels of the shorter edge, with SHORTEST_EDGE."""
     interpolation: Image.Resampling
+    layout: Layout = Layout.NHWC
+    dtype: str = "uint8"
+    """uint8: the graph normalises. float32 or float16: the server does, by `mean` and `std`."""
+    mean: tuple[float, ...] = ()
+    """One for each channel, of values in 0 to 1."""
+    std: tuple[float, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape of one sample of the model's input, in its layout."""
+        if self.layout is Layout.NCHW:
+            return (self.channels, self.height, self.width)
+        return (self.height, self.width, self.channels)
 
 
 class Preprocessor:
@@ -70,14 +90,39 @@ class Preprocessor:
     def __init__(self, spec: PreprocessSpec, *, max_pixels: int) -> None:
         self._spec = spec
         self._max_pixels = max_pixels
+        self.takes_pixels = spec.layout is Layout.NHWC and spec.dtype == "uint8"
+        """Whether decoded pixels of the right size are the model's input as they are."""
+        # (value / 255 - mean) / std, as one product and one sum for each channel, in single precision.
+        self._scale = np.array([1 / (255 * std) for std in spec.std], dtype=np.float32)
+        self._shift = np.array(
+            [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)], dtype=np.float32
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the model's input."""
+        """Height, width and channels of decoded pixels that need no resizing."""
         return (self._spec.height, self._spec.width, self._spec.channels)
 
+    def model_input(self, image: bytes | NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the model's input, in its layout and dtype, for an encoded file or uint8 H×W×C pixels.
+
+        Raises InvalidImageError.
+        """
+        pixels = self.decode(image) if isinstance(image, bytes) else self.fit(image)
+        return pixels if self.takes_pixels else self._arranged(pixels)
+
+    def _arranged(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return uint8 H×W×C pixels in the model's layout and dtype."""
+        spec = self._spec
+        values: NDArray[Any] = pixels
+        if spec.dtype != "uint8":
+            values = (pixels * self._scale + self._shift).astype(spec.dtype, copy=False)
+        if spec.layout is Layout.NCHW:
+            values = values.transpose(2, 0, 1)
+        return np.ascontiguousarray(values)
+
     def decode(self, encoded: bytes) -> NDArray[np.uint8]:
-        """Return the model input, uint8 H×W×C, for an encoded JPEG, PNG, WebP or BMP file.
+        """Return the pixels, uint8 H×W×C of the model's size, of an encoded JPEG, PNG, WebP or BMP file.
 
         Raises InvalidImageError: not such a file, truncated, animated, or more pixels than allowed.
         """
@@ -110,9 +155,9 @@ class Preprocessor:
             ) from error
 
     def fit(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the model input for decoded pixels, uint8 H×W×C with 1 or 3 channels.
+        """Return decoded pixels, uint8 H×W×C with 1 or 3 channels, in the model's size.
 
-        Pixels of exactly the model's shape are returned as they are, not copied.
+        Pixels of exactly that size are returned as they are, not copied.
         """
         if pixels.shape == self.shape:
             return pixels

@@ -21,20 +21,26 @@ from prometheus_client import (
     start_http_server,
 )
 
-from vistazo_proto import classification_pb2, classification_pb2_grpc
+from vistazo_proto import (
+    classification_pb2,
+    classification_pb2_grpc,
+    open_inference_pb2,
+    open_inference_pb2_grpc,
+)
 from vistazo_server.access import Tokens
 from vistazo_server.classification import ClassificationServicer
-from vistazo_server.classifier import PreprocessPool
 from vistazo_server.cpu import cpu_budget
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.engine import Engine
 from vistazo_server.errors import StartupError
 from vistazo_server.folder import RepositoryFolder
 from vistazo_server.health import ServingStatus
+from vistazo_server.image_inputs import PreprocessPool
 from vistazo_server.interceptors import RpcInterceptor
 from vistazo_server.listener import Limits, bind, server_options
 from vistazo_server.loader import ModelLoader
 from vistazo_server.metrics import Metrics
+from vistazo_server.open_inference import OpenInferenceServicer
 from vistazo_server.poller import RepositoryPoller
 from vistazo_server.repository import ModelRepository
 from vistazo_server.session import choose_device
@@ -47,6 +53,11 @@ log = structlog.get_logger(__name__)
 CLASSIFICATION_SERVICE: Final = classification_pb2.DESCRIPTOR.services_by_name[
     "ClassificationService"
 ].full_name
+OPEN_INFERENCE_SERVICE: Final = open_inference_pb2.DESCRIPTOR.services_by_name[
+    "GRPCInferenceService"
+].full_name
+SERVER_WIDE: Final = ("", CLASSIFICATION_SERVICE, OPEN_INFERENCE_SERVICE)
+"""The services whose health is that of the server: SERVING once every model is loaded or failed."""
 
 # After the last answer was handed to grpc: time for it to leave before connections are cut.
 LINGER_SECONDS: Final = 1.0
@@ -134,17 +145,25 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             ClassificationServicer(repository, max_images=settings.max_images_per_request),
             registrar,
         )
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            OpenInferenceServicer(
+                repository,
+                is_ready=lambda: status.servicer.is_serving(OPEN_INFERENCE_SERVICE),
+                max_samples=settings.max_images_per_request,
+            ),
+            registrar,
+        )
         health_pb2_grpc.add_HealthServicer_to_server(status.servicer, registrar)
         if settings.answers_reflection:
-            names = (CLASSIFICATION_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*SERVER_WIDE[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
                 reflection.aio.ReflectionServicer(names), registrar
             )
         port = bind(grpc_server, settings.listen, _certificates(settings))
 
         _find_models(settings, repository)
-        status.set("", serving=False)
-        status.set(CLASSIFICATION_SERVICE, serving=False)
+        for service in SERVER_WIDE:
+            status.set(service, serving=False)
         await grpc_server.start()
         log.info(
             "listening",
@@ -159,8 +178,8 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
 
         async def load() -> None:
             await repository.start()
-            status.set("", serving=True)
-            status.set(CLASSIFICATION_SERVICE, serving=True)
+            for service in SERVER_WIDE:
+                status.set(service, serving=True)
 
         loading = asyncio.create_task(load(), name="load-models")
         if settings.model_control == "poll":

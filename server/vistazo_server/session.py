@@ -36,10 +36,13 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], *, allow_cpu_fallback:
     )
 
 
-def create_session(path: Path, *, device: Device, threads: int) -> ort.InferenceSession:
+def create_session(
+    path: Path, *, device: Device, threads: int, skip_layout_pass: bool = False
+) -> ort.InferenceSession:
     """Return a session for the model at `path`; ask it which provider it really took.
 
-    `threads` run one inference on the CPU. Raises ModelLoadError.
+    `threads` run one inference on the CPU. `skip_layout_pass`: do without its blocked layout for
+    convolutions. Raises ModelLoadError.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads if device == "cpu" else 1
@@ -54,7 +57,12 @@ def create_session(path: Path, *, device: Device, threads: int) -> ort.Inference
         _share_cpu_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(
+            str(path),
+            options,
+            providers=providers,
+            disabled_optimizers=["NchwcTransformer"] if skip_layout_pass else None,
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         message = one_line(error, characters=300)
         raise ModelLoadError(f"{path} is not a model that ONNX Runtime can run: {message}") from error

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     """Largest request or response, in MiB."""
 
     max_images_per_request: PositiveInt = 256
-    """Most images in one request."""
+    """Most images, or samples of tensors, in one request."""
 
     max_image_megapixels: PositiveFloat = 50.0
     """Largest image that is decoded, in millions of pixels, checked before any pixel is: a file of a few

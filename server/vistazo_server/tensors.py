@@ -70,6 +70,11 @@ class TensorSpec:
     """Of one sample, so without the batch dimension where there is one; -1: free."""
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """What its arrays hold."""
+        return DTYPES[self.datatype]
+
+    @property
     def is_fixed(self) -> bool:
         """Whether all samples have one shape."""
         return FREE not in self.dims
@@ -90,6 +95,8 @@ class Signature:
     is_batched: bool
     """True: the first dimension of every tensor counts samples. False: there is no such dimension, and a
     request is one sample, with tensors of exactly `dims`."""
+    fixed_batch: int = 0
+    """Samples that each run of the graph takes; 0: any number."""
 
     def shape(self, spec: TensorSpec) -> tuple[int, ...]:
         """Return a tensor's shape as a request gives it: with the batch dimension, -1, where there is one."""

@@ -59,12 +59,12 @@ def model_of_an_unknown_operator() -> bytes:
 
 
 def model_that_fails_when_run() -> bytes:
-    """A graph that loads and whose reshape only fits a batch of one."""
+    """A graph that loads and picks values that are not there."""
     model = tiny_model()
-    shape = onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [2], [1, 3])
-    model.graph.initializer.append(shape)
+    places = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [3], [0, 1, 9])
+    model.graph.initializer.append(places)
     model.graph.node[-1].output[0] = "answer"
-    model.graph.node.append(onnx.helper.make_node("Reshape", ["answer", "one"], ["logits"]))
+    model.graph.node.append(onnx.helper.make_node("Gather", ["answer", "places"], ["logits"], axis=1))
     return model.SerializeToString()
 
 
@@ -94,10 +94,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: ((folder / "model.onnx").unlink(), (folder / "model.onnx").mkdir()),
         r"model\.onnx cannot be read: Is a directory",
     ),
-    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), r"manifest\.json is missing"),
     "an empty version folder": (
         lambda folder: [path.unlink() for path in folder.iterdir()],
-        r"manifest\.json is missing",
+        r"model\.onnx is missing; export the model again",
     ),
     "a manifest that is no JSON": (
         lambda folder: (folder / "manifest.json").write_text('{"format": 1,'),
@@ -149,19 +148,19 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "more classes than the graph has": (
         edit(lambda manifest: (manifest.labels.append("black"), setattr(manifest.output, "classes", 4))),
-        r"model\.onnx does not match its manifest: expected .*\[4\].*, got .*\[3\].*",
+        r"model\.onnx does not match its manifest: expected .*\[-1, 4\]; got .*\[-1, 3\]",
     ),
     "an input size that is not the graph's": (
         edit(resize_input),
-        r"model\.onnx does not match its manifest: expected .*\[8, 4, 3\].*, got .*\[4, 4, 3\].*",
+        r"model\.onnx does not match its manifest: expected .*\[-1, 8, 4, 3\].*; got .*\[-1, 4, 4, 3\].*",
     ),
     "an input name that is not the graph's": (
         edit(lambda manifest: setattr(manifest.input, "tensor", "pixels")),
-        r"model\.onnx does not match its manifest: expected .*'pixels'.*, got .*'images'.*",
+        r"model\.onnx does not match its manifest: expected .*'pixels'.*; got .*'images'.*",
     ),
     "an output name that is not the graph's": (
         edit(lambda manifest: setattr(manifest.output, "tensor", "scores")),
-        r"model\.onnx does not match its manifest: expected .*'scores'.*, got .*'logits'.*",
+        r"model\.onnx does not match its manifest: expected .*'scores'.*; got .*'logits'.*",
     ),
     "a model.onnx that is none, with its checksum": (
         replace_model(b"This is no ONNX model."),
@@ -215,13 +214,14 @@ async def test_a_broken_model_says_why_and_leaves_the_others_serving(models, nam
 
 async def test_a_server_whose_models_are_all_broken_does_not_start(models):
     flip_a_byte(models / "tiny" / "1")
-    (write_model(models, "other") / "manifest.json").unlink()
+    (write_model(models, "other") / "model.onnx").unlink()
     with pytest.raises(StartupError) as failed:
         async with serving(models):
             pass
 
     assert re.fullmatch(
-        r"none of the models in .*models could be loaded: other: .*manifest\.json is missing; "
+        r"none of the models in .*models could be loaded: other: .*model\.onnx is missing; "
+        r"export the model again; "
         r"tiny: .*model\.onnx is not the file that its manifest describes.*",
         str(failed.value),
     )
@@ -431,7 +431,7 @@ def test_the_help_lists_every_setting_with_its_flag_variable_and_default():
 
 
 def test_the_log_is_one_json_object_a_line_and_tells_the_life_of_the_server(models):
-    (write_model(models, "broken") / "manifest.json").unlink()
+    (write_model(models, "broken") / "model.onnx").unlink()
     with server_process(models) as server:
         server.terminate()
 
@@ -442,4 +442,4 @@ def test_the_log_is_one_json_object_a_line_and_tells_the_life_of_the_server(mode
     failed = server.log[1]
     assert failed["level"] == "error"
     assert failed["model"] == "broken"
-    assert failed["reason"].endswith("manifest.json is missing")
+    assert failed["reason"].endswith("model.onnx is missing; export the model again")

@@ -20,6 +20,7 @@ from vistazo_server.server import running
 
 RED = raw(plain(200, 10, 10))
 SERVICE = "vistazo.v1.ClassificationService"
+OPEN_INFERENCE = "inference.GRPCInferenceService"
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -142,7 +143,12 @@ async def test_reflection_lists_the_services_and_describes_them(models):
         )
 
     names = {service.name for service in listed.list_services_response.service}
-    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {
+        SERVICE,
+        OPEN_INFERENCE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
     assert b"ClassifyStream" in b"".join(described.file_descriptor_response.file_descriptor_proto)
 
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vistazo_server.classifier import PreprocessPool, top_classes
+from vistazo_server.classifier import top_classes
 from vistazo_server.errors import QueueFullError
+from vistazo_server.image_inputs import PreprocessPool
 
 
 def test_the_largest_come_first():

@@ -9,10 +9,10 @@ from hypothesis.extra import numpy as hnp
 from vistazo_proto import open_inference_pb2 as pb
 from vistazo_server.errors import InvalidRequestError
 from vistazo_server.open_inference_codec import (
-    OutputChoice,
     decode_infer_request,
     encode_infer_response,
 )
+from vistazo_server.predictor import NamedTensor, OutputChoice
 from vistazo_server.tensors import BYTES, DTYPES, FREE, Signature, TensorSpec, as_text, encode_raw
 
 IMAGES = TensorSpec("images", "UINT8", (4, 4, 3))
@@ -102,7 +102,9 @@ def test_a_response_gives_back_what_a_request_brought(datatype):
     @given(arrays_of(datatype))
     def check(array):
         request = pb.ModelInferRequest(id="me")
-        response = encode_infer_response(request, model="m", version="2", tensors=[("y", datatype, array)])
+        response = encode_infer_response(
+            request, model="m", version="2", tensors=[NamedTensor("y", datatype, array)]
+        )
         assert (response.model_name, response.model_version, response.id) == ("m", "2", "me")
         assert list(response.outputs[0].shape) == list(array.shape)
         again = pb.ModelInferRequest(

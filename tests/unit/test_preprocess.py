@@ -7,10 +7,12 @@ import pytest
 from PIL import Image
 
 from vistazo_server.errors import InvalidImageError
-from vistazo_server.preprocess import Preprocessor, PreprocessSpec, ResizeMode
+from vistazo_server.preprocess import Layout, Preprocessor, PreprocessSpec, ResizeMode
 
 
-def preprocessor(*, side=8, resize=None, channels=3, mode=ResizeMode.SHORTEST_EDGE, max_pixels=1_000_000):
+def preprocessor(
+    *, side=8, resize=None, channels=3, mode=ResizeMode.SHORTEST_EDGE, max_pixels=1_000_000, **rest
+):
     spec = PreprocessSpec(
         height=side,
         width=side,
@@ -18,6 +20,7 @@ def preprocessor(*, side=8, resize=None, channels=3, mode=ResizeMode.SHORTEST_ED
         resize_mode=mode,
         resize_size=resize or side,
         interpolation=Image.Resampling.BILINEAR,
+        **rest,
     )
     return Preprocessor(spec, max_pixels=max_pixels)
 
@@ -171,3 +174,20 @@ def test_a_bomb_is_refused_before_a_pixel_is_decoded():
 
     with pytest.raises(InvalidImageError, match=r"60000×60000 \(3600.0 megapixels\)"):
         preprocessor().decode(bytes(bomb))
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float16"])
+def test_the_models_input_is_in_its_layout_and_dtype(gradient, layout, dtype):
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    by_server = dtype != "uint8"
+    made = preprocessor(layout=layout, dtype=dtype, mean=mean * by_server, std=std * by_server)
+    pixels = made.decode(encode(gradient))
+    # What torchvision's ToTensor and Normalize make of it, in double precision.
+    expected = (pixels / 255 - np.array(mean)) / np.array(std) if by_server else pixels
+
+    for sample in (made.model_input(encode(gradient)), made.model_input(np.asarray(gradient))):
+        assert (sample.dtype, sample.flags.c_contiguous) == (np.dtype(dtype), True)
+        in_order = sample.transpose(1, 2, 0) if layout is Layout.NCHW else sample
+        np.testing.assert_allclose(in_order, expected, atol=2e-3 if dtype == "float16" else 1e-6)
+    assert made.takes_pixels == (layout is Layout.NHWC and dtype == "uint8")
