@@ -483,7 +483,8 @@ class DynamicBatcher:
 
     def _expire(self, request: PendingRequest) -> None:
         waited = self._clock() - request.enqueued_at
-        self._fail(request, DeadlineExceededError(f"the deadline passed after {waited:.3f} s in the queue"))
+        where = "in the queue" if request.started_at is None else "while its batch ran"
+        self._fail(request, DeadlineExceededError(f"the deadline passed after {waited:.3f} s, {where}"))
 
     def _drop(self, request: PendingRequest) -> None:
         left, needed = request.deadline - self._clock(), self._device_seconds(request.waiting)

@@ -10,7 +10,7 @@
     ├── UnavailableError          UNAVAILABLE          not now, perhaps soon, perhaps elsewhere
     │   ├── ModelNotReadyError
     │   └── DrainingError
-    ├── DeadlineExceededError     DEADLINE_EXCEEDED    the caller's time ran out in the queue
+    ├── DeadlineExceededError     DEADLINE_EXCEEDED    the caller's time ran out
     ├── UnauthenticatedError      UNAUTHENTICATED      no token, or one that is not known
     ├── PermissionDeniedError     PERMISSION_DENIED    a token without the scope that the RPC needs
     ├── ModelControlError         FAILED_PRECONDITION  a load or unload that cannot be done as things are
@@ -97,7 +97,7 @@ class DrainingError(UnavailableError):
 
 
 class DeadlineExceededError(ServingError):
-    """The deadline passed while the request was queued."""
+    """The deadline passed before the answer came: in the queue, or while the batch ran."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 

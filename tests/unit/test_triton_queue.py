@@ -151,7 +151,7 @@ async def test_a_timeout_that_the_queue_ends_is_said_so_to_the_caller():
         await running
 
     assert expired.value.code.name == "DEADLINE_EXCEEDED"
-    assert str(expired.value) == "the deadline passed after 3.000 s in the queue"
+    assert str(expired.value) == "the deadline passed after 3.000 s, in the queue"
     assert moment == pytest.approx(5.0)
 
 
@@ -256,7 +256,8 @@ async def test_a_timeout_shorter_than_the_run_ends_at_its_moment_and_the_next_re
     """L0_client_timeout/client_infer_timeout_test.py, test_grpc_infer.
 
     The model takes 3 s: a timeout of 0.2 s fails, and then one of 10 s passes. Differs: nothing is known of
-    the model's time, or the first would be refused at the door; its run is not broken off.
+    the model's time, or the first would be refused at the door; its run is not broken off, and it is told
+    that its time did not go by in the queue.
     """
     engine = FakeEngine(seconds=3.0)
     async with batching(engine) as batcher:
@@ -266,6 +267,7 @@ async def test_a_timeout_shorter_than_the_run_ends_at_its_moment_and_the_next_re
         answer = await ask(batcher, 1, deadline=now() + 10.0)
 
     assert isinstance(hasty.exception(), DeadlineExceededError)
+    assert str(hasty.exception()) == "the deadline passed after 0.200 s, while its batch ran"
     assert await hasty_done == pytest.approx(0.2)
     assert values(answer) == [1001]
     assert engine.batches == [[0], [1]]
