@@ -193,10 +193,10 @@ async def test_batches_are_as_large_as_what_waits_allows(requests, max_batch_siz
 
 
 async def test_answers_come_in_the_order_of_the_requests():
-    """test_multi_batch_preserve_ordering: twelve requests ride in three batches of four, and are answered so.
+    """test_multi_batch_preserve_ordering with preserve_ordering: twelve requests, three batches of four.
 
-    Differs: Triton compares one instance that is slow with one that is fast, with and without its
-    preserve_ordering; here runs follow one another on the device, the middle one slow, and the order is kept.
+    Differs: Triton holds answers back to keep the order between a slow instance and a fast one. Ours has no
+    such setting; on one instance a slow run, here the middle one, delays who comes after it and no more.
     """
     engine = FakeEngine()
     order: list[int] = []
@@ -218,6 +218,29 @@ async def test_answers_come_in_the_order_of_the_requests():
     assert sizes(engine) == {4: 3}
     assert order == [1000 + value for value in range(12)]
     assert moments == [pytest.approx(moment) for moment in [1.0] * 4 + [5.0] * 4 + [6.0] * 4]
+
+
+async def test_on_two_instances_a_slow_run_does_not_hold_back_the_answers_of_the_others():
+    """test_multi_batch_preserve_ordering without preserve_ordering (verify_timestamps.py).
+
+    One instance takes four times as long; the two other batches are answered while it runs.
+    """
+    engine = FakeEngine(instances=2)
+    device = DeviceScheduler(instances=2, clock=asyncio.get_running_loop().time)
+    async with batching(engine, max_batch_size=4, device=device) as batcher:
+        engine.seconds = 4.0
+        slow = [ask(batcher, value) for value in range(4)]
+        await asyncio.sleep(0.5)
+        engine.seconds = 1.0
+        fast = [ask(batcher, value) for value in range(4, 12)]
+        moments = [when_done(task) for task in slow + fast]
+        answers = await asyncio.gather(*slow, *fast)
+
+    assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [values(answer) for answer in answers] == [[1000 + value] for value in range(12)]
+    assert [await moment for moment in moments] == [
+        pytest.approx(at) for at in [4.0] * 4 + [1.5] * 4 + [2.5] * 4
+    ]
 
 
 @pytest.mark.parametrize(
