@@ -3,18 +3,19 @@
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from vistazo_server import request_id, tracing
 from vistazo_server.access import Metadata, Tokens, authorize
 from vistazo_server.codec import pushback_ms
-from vistazo_server.errors import DrainingError, ServingError
+from vistazo_server.errors import DrainingError, InvalidRequestError, ServingError
 from vistazo_server.metrics import Metrics
 from vistazo_server.outcome import DEADLINE_TOLERANCE
 from vistazo_server.tracing import Tracing
@@ -122,7 +123,7 @@ class RpcInterceptor:
     def _wrap(self, handler: Any, rpc: "_Rpc") -> Any:  # noqa: ANN401
         serialize = handler.response_serializer
         options = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _parser(handler),
             # A behaviour whose response is made of parts that are ready may serialise it itself.
             "response_serializer": lambda response: (
                 response if type(response) is bytes else serialize(response)
@@ -133,11 +134,15 @@ class RpcInterceptor:
 
             async def generate(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
                 async with rpc.around(context):
+                    if type(request) is InvalidRequestError:
+                        raise request
                     async for response in behaviour(request, context):
                         yield response
 
             async def write(request: Any, context: Context) -> None:  # noqa: ANN401
                 async with rpc.around(context):
+                    if type(request) is InvalidRequestError:
+                        raise request
                     await behaviour(request, context)
 
             # A handler may yield its responses or, as the health service does, write them itself.
@@ -152,6 +157,8 @@ class RpcInterceptor:
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
             started = rpc.began(context)
             try:
+                if type(request) is InvalidRequestError:
+                    raise request  # noqa: TRY301  one way out for all errors
                 response = await behaviour(request, context)
             except BaseException as error:
                 await rpc.failed(error, context, started)
@@ -166,6 +173,36 @@ class RpcInterceptor:
             else grpc.unary_unary_rpc_method_handler
         )
         return make(call, **options)
+
+
+def _parser(handler: Any) -> Callable[[bytes], Any]:  # noqa: ANN401
+    """Return a method's deserialiser, for which bytes that are no message are a caller's mistake.
+
+    grpc would answer UNKNOWN, and draw a traceback in the log for each. A message of a stream raises, and so
+    reaches whoever reads the stream; the one request of another method takes the message's place, since what
+    its deserialiser raises never reaches the handler.
+    """
+    parse = handler.request_deserializer
+
+    def parsed(data: bytes) -> Any:  # noqa: ANN401
+        try:
+            return parse(data)
+        except DecodeError:
+            error = InvalidRequestError(
+                f"request: expected a message of the method's type, got {len(data)} bytes"
+            )
+            if handler.request_streaming:
+                raise error from None
+            return error
+
+    return parsed
+
+
+def _meaning(error: BaseException) -> BaseException:
+    """Return the error that a task group wrapped, when it is the only one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 class _Wrapped(grpc.GenericRpcHandler):
@@ -260,6 +297,7 @@ class _Rpc:
 
     async def failed(self, error: BaseException, context: Context, started: float) -> None:
         """End an RPC whose behaviour raised `error`: with its status, if the caller still listens."""
+        error = _meaning(error)
         code = _code_of(error, context)
         self.ended(code, started)
         if isinstance(error, ServingError):
