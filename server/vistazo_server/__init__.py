@@ -16,3 +16,9 @@ The path of a request, downwards only:
 `server` builds all this from `settings`; `repository` finds and loads the models, each described by its
 `manifest`, known to callers through the `catalog`.
 """
+
+import os
+
+# ONNX Runtime reports its use to its makers unless told not to before it is first imported. What the operator
+# has set wins.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

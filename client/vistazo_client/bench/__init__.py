@@ -20,3 +20,9 @@ report.py, plot.py, machine.py   tables and JSON, latency plots, what it all ran
 Nothing here is public but the command. It needs the extra `bench`; everything beyond the client's own
 dependencies is imported where it is used.
 """
+
+import os
+
+# ONNX Runtime reports its use to its makers unless told not to before it is first imported. What the operator
+# has set wins.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
