@@ -69,8 +69,9 @@ proto: $(STAMP) ## Regenerate the protobuf code
 lock: $(STAMP) ## Resolve the versions in the images anew → deploy/requirements/
 	$(BIN)/python deploy/lock.py
 
-wheelhouse: $(STAMP) ## Put torch, as pip finds it, where the build of the export image looks first
-	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest wheelhouse $(PIP_ARGS) $(TORCH)
+wheelhouse: ## Put torch, as pip finds it, where the build of the export image looks first
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --python-version 3.11 --dest wheelhouse $(PIP_ARGS) $(TORCH)
 
 clean: ## Remove what make made
 	rm -rf $(VENV) build dist models .demo

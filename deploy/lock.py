@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "deploy" / "requirements"
 
 IMAGES = {
-    "server": ("server",),
-    "server-gpu": ("server-gpu",),
+    "server": ("server", "tracing"),
+    "server-gpu": ("server-gpu", "tracing"),
     "export": ("export",),
 }
 """Target of the Dockerfile → extras of the package."""

@@ -49,9 +49,11 @@ def test_every_alert_has_a_heading_and_no_heading_is_of_an_alert_that_is_gone():
 
 
 def test_every_variable_of_the_compose_file_is_explained():
-    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    files = [ROOT / "docker-compose.yml", ROOT / "deploy" / "tls.yml"]
 
-    variables = set(re.findall(r"\$\{(\w+)", compose))
+    variables = {
+        name for file in files for name in re.findall(r"\$\{(\w+)", file.read_text(encoding="utf-8"))
+    }
     assert variables - set(re.findall(r"`([A-Z_]+)`", OPERATIONS)) == set()
 
 

@@ -16,6 +16,7 @@ from support.promql import (
     DASHBOARD,
     DEPLOY,
     VARIABLES,
+    adapter_expression,
     alert_expressions,
     dashboard_expressions,
     recording_expressions,
@@ -84,13 +85,7 @@ def test_the_configurations_are_valid(tmp_path):
 
 @needs_promtool
 def test_the_expressions_of_the_dashboard_and_the_adapter_are_valid(tmp_path):
-    adapter = yaml.safe_load((DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text(encoding="utf-8"))
-    query = adapter["rules"]["custom"][0]["metricsQuery"]
-    for template, value in {
-        "<<.GroupBy>>": "namespace, pod",
-        "<<.LabelMatchers>>": 'namespace="vistazo"',
-    }.items():
-        query = query.replace(template, value)
+    query = adapter_expression('namespace="vistazo"', "namespace, pod")
     expressions = [query, *dashboard_expressions().values()]
     records = [{"record": f"test:{number}", "expr": e} for number, e in enumerate(expressions)]
     file = tmp_path / "rules.yml"

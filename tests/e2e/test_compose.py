@@ -6,14 +6,16 @@ registry, or stand-ins under their names; and for the export image a wheelhouse/
 """
 
 import os
+import time
 
 import pytest
 
+from support.certificates import Authority
 from support.compose import copy_checkout, deployed, missing, poll
 from support.images import file
 from support.load import background_load
-from support.promql import alert_expressions, dashboard_expressions, recording_expressions
-from vistazo_client import Client
+from support.promql import adapter_expression, alert_expressions, dashboard_expressions, recording_expressions
+from vistazo_client import TLS, AuthenticationError, Client, UnavailableError
 
 pytest.importorskip("sklearn", reason="scikit-learn, which has the digits, is not installed")
 
@@ -26,6 +28,10 @@ pytestmark = [
 SILENT_WHEN_ALL_IS_WELL = {
     "VistazoAbsent": "absent() answers only when no target is known",
 }
+
+TOKEN = "a-token-of-the-end-to-end-test"
+
+SERVER_USER = 10001
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +112,7 @@ def test_every_expression_returns_data_after_a_short_load(deployment, digits):
         *recording_expressions().values(),
         *(inner for alert, inner in alert_expressions().items() if alert not in SILENT_WHEN_ALL_IS_WELL),
         *dashboard_expressions().values(),
+        adapter_expression('job="vistazo"', "instance"),
     }
     silent = set(expressions)
     with (
@@ -128,3 +135,111 @@ def test_every_expression_returns_data_after_a_short_load(deployment, digits):
 def has_data(deployment, expression: str) -> bool:
     """Whether Prometheus answers with a number, and not only with the quotient of two zeros."""
     return any(series["value"][1] != "NaN" for series in deployment.query(expression))
+
+
+def test_three_replicas_share_the_load_and_prometheus_finds_them_all(deployment, digits):
+    deployment.compose("up", "-d", "--scale", "server=3")
+    servers = deployment.wait_until_healthy(replicas=3)
+    poll(
+        lambda: deployment.query('sum(up{job="vistazo"})'),
+        until=lambda found: bool(found) and found[0]["value"][1] == "3",
+        what="three targets that are up",
+    )
+    with client_of(deployment, servers) as client, background_load(client, file(digits.images[0])) as load:
+        poll(
+            lambda: {server: answered(deployment, server) for server in servers},
+            until=lambda counts: min(counts.values()) >= 20,
+            what="answers from every replica",
+        )
+
+    assert load.errors == []
+
+
+def test_inside_the_network_the_client_balances_over_the_names_addresses(deployment):
+    servers = deployment.containers("server")
+    before = {server: answered(deployment, server) for server in servers}
+    script = (
+        "import numpy as np; from vistazo_client import Client\n"
+        "with Client('dns:///vistazo:8001') as client:\n"
+        "    for _ in range(30): client.classify(np.zeros((32, 32), np.uint8), model='lenet')"
+    )
+    deployment.docker("exec", servers[0], "python", "-c", script)
+
+    share = {server: answered(deployment, server) - before[server] for server in servers}
+    assert sum(share.values()) == 30
+    assert min(share.values()) >= 5
+
+
+def test_a_replica_that_is_killed_costs_no_caller_an_answer(deployment, digits):
+    servers = deployment.wait_until_healthy(replicas=3)
+    victim = servers[0]
+    with client_of(deployment, servers) as client, background_load(client, file(digits.images[0])) as load:
+        poll(lambda: len(load.answered), until=lambda count: count > 100, what="a load")
+        # All but process 1, which then ends by itself: what the kernel does when memory runs out.
+        deployment.docker("exec", victim, "python", "-c", "import os; os.kill(-1, 9)", check=False)
+        poll(
+            lambda: deployment.inspect(victim)["RestartCount"],
+            until=lambda count: count == 1,
+            what="a restart",
+        )
+        deployment.wait_until_healthy(replicas=3)
+        # Its counters began anew at zero: these are requests after its death.
+        poll(
+            lambda: answered(deployment, victim),
+            until=lambda count: count >= 20,
+            what="its share of the load",
+        )
+
+    assert load.errors == []
+
+
+def test_a_rolling_restart_under_load_fails_no_request(deployment, digits):
+    servers = deployment.wait_until_healthy(replicas=3)
+    with client_of(deployment, servers) as client, background_load(client, file(digits.images[0])) as load:
+        for server in servers:
+            deployment.docker("restart", "--time", "40", server)
+            deployment.wait_until_healthy(replicas=3)
+            restarted = time.monotonic()
+            poll(lambda: answered(deployment, server), until=lambda count: count >= 20, what="its share")  # noqa: B023
+            assert load.answered_since(restarted) > 0
+
+    assert load.errors == []
+    assert [deployment.inspect(server)["State"]["ExitCode"] for server in servers] == [0, 0, 0]
+
+
+def test_tls_and_tokens_are_one_more_file(deployment, digits, tmp_path):
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    files = Authority().write(secrets)
+    (secrets / "tokens").write_text(f"e2e inference {TOKEN}\n", encoding="utf-8")
+    for path in (secrets, *secrets.iterdir()):
+        os.chown(path, SERVER_USER, SERVER_USER)
+    deployment.compose("up", "-d", "--no-deps", "--scale", "server=1", "server", secrets=secrets)
+
+    # The container's own health check speaks TLS, too.
+    (server,) = deployment.wait_until_healthy(replicas=1)
+    address, image = deployment.address(server), file(digits.images[0])
+    with Client(address, tls=TLS(ca=files.authority), token=TOKEN) as client:
+        assert client.classify(image, model="lenet").top.label == str(digits.labels[0])
+    with Client(address, tls=TLS(ca=files.authority)) as client, pytest.raises(AuthenticationError):
+        client.classify(image, model="lenet")
+    with Client(address, retries=0) as client, pytest.raises(UnavailableError):
+        client.classify(image, model="lenet")
+
+
+def client_of(deployment, servers) -> Client:
+    """Return a client of all the servers, over the loopback address."""
+    return Client(",".join(deployment.address(server) for server in servers))
+
+
+def answered(deployment, server: str) -> float:
+    """Return how many requests a server has answered since its process started, by its own metrics."""
+    script = (
+        "from urllib.request import urlopen; "
+        "print(urlopen('http://127.0.0.1:8002/metrics', timeout=5).read().decode())"
+    )
+    lines = deployment.docker("exec", server, "python", "-c", script, check=False).splitlines()
+    wanted = [
+        line for line in lines if line.startswith("vistazo_inference_requests_total{") and '"ok"' in line
+    ]
+    return sum(float(line.rpartition(" ")[2]) for line in wanted)

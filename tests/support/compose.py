@@ -72,10 +72,12 @@ class Deployment:
             "PROMETHEUS_PORT": str(first + 3),
         }
 
-    def compose(self, *arguments: str, check: bool = True) -> str:
-        """Run a Compose command and return what it printed."""
+    def compose(self, *arguments: str, check: bool = True, secrets: Path | None = None) -> str:
+        """Run a Compose command and return what it printed; with `secrets`, for TLS and tokens from there."""
+        files = [] if secrets is None else ["-f", "docker-compose.yml", "-f", "deploy/tls.yml"]
+        environment = self._environment | ({} if secrets is None else {"SECRETS": str(secrets)})
         result = _run(
-            [*compose_command(), *arguments], check=check, cwd=self._checkout, env=self._environment
+            [*compose_command(), *files, *arguments], check=check, cwd=self._checkout, env=environment
         )
         return result.stdout if check else result.stdout + result.stderr
 

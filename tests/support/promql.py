@@ -38,6 +38,13 @@ def recording_expressions() -> dict[str, str]:
     return {rule["record"]: rule["expr"] for rule in rules("record")}
 
 
+def adapter_expression(matchers: str, group_by: str) -> str:
+    """Return the query of the autoscaler's metric, as the Prometheus adapter would ask it."""
+    file = DEPLOY / "kubernetes" / "prometheus-adapter.yaml"
+    (rule,) = yaml.safe_load(file.read_text(encoding="utf-8"))["rules"]["custom"]
+    return rule["metricsQuery"].replace("<<.LabelMatchers>>", matchers).replace("<<.GroupBy>>", group_by)
+
+
 def dashboard_expressions() -> dict[str, str]:
     """Return "panel, reference" → expression, with Grafana's variables replaced."""
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
