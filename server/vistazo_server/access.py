@@ -195,14 +195,14 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def authorize(tokens: Tokens, method: str, metadata: Metadata) -> None:
-    """Return when the caller that sent `metadata` may call `method`.
+def authorize(tokens: Tokens, method: str, metadata: Metadata) -> str:
+    """Return the name of the caller that sent `metadata`, when it may call `method`; empty: anybody may.
 
     Raises UnauthenticatedError or PermissionDeniedError.
     """
     needs = NEEDS.get(method)
     if needs is Needs.NOTHING:
-        return
+        return ""
     caller = tokens.caller(_bearer_token(metadata))
     if caller is None:
         raise UnauthenticatedError("authorization: the token is not known, or no longer")
@@ -213,6 +213,7 @@ def authorize(tokens: Tokens, method: str, metadata: Metadata) -> None:
         raise PermissionDeniedError(
             f"the token of {caller.name} lacks the scope {needs.value.value}; it has {have}"
         )
+    return caller.name
 
 
 def _bearer_token(metadata: Metadata) -> str:

@@ -112,7 +112,7 @@ class RpcInterceptor:
             self._tracing.begin(rpc.method, metadata)
         try:
             if self._tokens is not None:
-                authorize(self._tokens, rpc.method, metadata)
+                request_id.identify(authorize(self._tokens, rpc.method, metadata))
             if self._draining and not rpc.method.startswith(HEALTH):
                 self._turned_away += 1
                 raise DrainingError("the server is about to end; ask another")

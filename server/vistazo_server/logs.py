@@ -53,9 +53,11 @@ def configure(*, level: str, log_format: Literal["auto", "json", "console"]) -> 
 
 
 def _add_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Name the request under way and its trace, looked up only when something is logged."""
+    """Name the request under way, its caller and its trace, looked up only when something is logged."""
     if current := request_id.current():
         event.setdefault("request_id", current)
+    if caller := request_id.caller():
+        event.setdefault("caller", caller)
     if span := tracing.current():
         event.setdefault("trace_id", span.trace_id)
     return event

@@ -1,4 +1,7 @@
-"""The id of the request under way: the caller's own or a new one, in its log lines and its trailer."""
+"""The id of the request under way, the caller's own or a new one, in its log lines and its trailer.
+
+And, where tokens are in use, the name of who sent it.
+"""
 
 import itertools
 import os
@@ -18,6 +21,7 @@ _PREFIX = os.urandom(8).hex()
 _numbers = itertools.count(1)
 
 _current: ContextVar[str] = ContextVar("request_id", default="")
+_caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 def begin(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
@@ -35,3 +39,13 @@ def begin(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
 def current() -> str:
     """Return the id of the request under way; empty outside of one."""
     return _current.get()
+
+
+def identify(caller: str) -> None:
+    """Say who sent the request under way: the name that its token was given to."""
+    _caller.set(caller)
+
+
+def caller() -> str:
+    """Return who sent the request under way; empty when that is not known."""
+    return _caller.get()

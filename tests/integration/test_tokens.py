@@ -14,7 +14,7 @@ from support.serving import PATIENCE_SECONDS, Serving, labels, raw, serving, unt
 from support.tiny import plain
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
-from vistazo_proto import open_inference_pb2
+from vistazo_proto import open_inference_pb2, open_inference_pb2_grpc
 from vistazo_server import access
 from vistazo_server.access import NEEDS, Caller, Needs, Scope, Tokens, authorize, parse_tokens
 from vistazo_server.errors import PermissionDeniedError, StartupError, UnauthenticatedError
@@ -152,6 +152,42 @@ async def test_a_token_without_the_scope_is_denied_and_may_still_look(models, to
         listed = server.stub.ListModels(pb.ListModelsRequest(), metadata=bearer(CONTROL))
         assert [model.name for model in (await listed).models] == ["tiny"]
         assert await status(server.stub.ListModels(pb.ListModelsRequest())) == "UNAUTHENTICATED"
+
+
+async def test_open_inference_asks_for_the_same_tokens(models, tokens):
+    async with serving(models, tokens=tokens, model_control="explicit", load="*") as server:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        assert (await stub.ServerLive(open_inference_pb2.ServerLiveRequest())).live
+        infer = open_inference_pb2.ModelInferRequest(model_name="tiny")
+        load = open_inference_pb2.RepositoryModelLoadRequest(model_name="tiny")
+        asked = (UNKNOWN, INFERENCE, CONTROL)
+        endings = {
+            name: [await status(call(request, metadata=bearer(token))) for token in asked]
+            for name, call, request in (
+                ("infer", stub.ModelInfer, infer),
+                ("load", stub.RepositoryModelLoad, load),
+            )
+        }
+
+    # Without a tensor: it got as far as that.
+    assert endings["infer"] == ["UNAUTHENTICATED", "INVALID_ARGUMENT", "PERMISSION_DENIED"]
+    assert endings["load"] == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"]
+
+
+def test_the_log_says_who_loaded_a_model(models, tokens):
+    flags = ["--tokens", str(tokens), "--model-control", "explicit", "--load", "*"]
+    with (
+        server_process(models, *flags) as server,
+        grpc.insecure_channel(server.address, options=[("grpc.enable_http_proxy", 0)]) as channel,
+    ):
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = open_inference_pb2.RepositoryModelUnloadRequest(model_name="tiny")
+        stub.RepositoryModelUnload(request, metadata=bearer(CONTROL), timeout=PATIENCE_SECONDS)
+        server.terminate()
+        assert server.wait() == 0
+
+    callers = [(line["event"], line["caller"]) for line in server.log if "caller" in line]
+    assert [(event, caller) for event, caller in callers if caller == "deployer"] != []
 
 
 async def test_streams_and_reflection_ask_for_tokens_and_health_does_not(models, tokens):

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
+import numpy as np
 
 from support.images import file, png_claiming
 from support.serving import encoded, labels, open_channel, raw
 from support.tiny import LABELS, plain
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
+from vistazo_proto import open_inference_pb2, open_inference_pb2_grpc
 
 SERVICE = "/vistazo.v1.ClassificationService"
 COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
@@ -106,6 +108,28 @@ async def good_stream(target: Target, tally: Tally, chance: random.Random) -> No
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 tally.fail(f"ClassifyStream: {error}")
                 return
+
+
+async def good_open_inference(target: Target, tally: Tally, chance: random.Random) -> None:
+    """Ask for the scores of pixels over the Open Inference Protocol, and check them."""
+    async with open_channel(target.port) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for _ in range(chance.randint(50, 500)):
+            colour = chance.choice(LABELS)
+            request = open_inference_pb2.ModelInferRequest(model_name="tiny")
+            request.inputs.add(name="images", datatype="UINT8", shape=[1, *plain(0, 0, 0).shape])
+            request.raw_input_contents.append(plain(*COLOURS[colour]).tobytes())
+            try:
+                response = await stub.ModelInfer(request, timeout=DEADLINE_SECONDS, metadata=target.metadata)
+            except grpc.aio.AioRpcError as error:
+                tally.fail(f"ModelInfer: {error.code().name}: {error.details()}")
+            else:
+                scores = np.frombuffer(response.raw_output_contents[0], np.float32)
+                if LABELS[scores.argmax()] == colour:
+                    tally.answered += 1
+                else:
+                    tally.fail(f"ModelInfer: asked {colour}, got {scores}")
+            await asyncio.sleep(chance.uniform(*PAUSE_SECONDS))
 
 
 def check(response: pb.ClassifyResponse, colours: list[str], tally: Tally) -> None:
@@ -251,5 +275,13 @@ async def ended(kind: str, call: Awaitable[object], tally: Tally, *, expected: s
 
 Caller = Callable[[Target, Tally, random.Random], Awaitable[None]]
 
-CALLERS: dict[Caller, int] = {good: 6, good_stream: 2, bad: 2, not_protobuf: 1, huge: 1, cancelled: 2}
+CALLERS: dict[Caller, int] = {
+    good: 5,
+    good_stream: 2,
+    good_open_inference: 2,
+    bad: 2,
+    not_protobuf: 1,
+    huge: 1,
+    cancelled: 2,
+}
 """Who calls, and how many of them at a time."""
