@@ -173,6 +173,14 @@ class Metrics:
         for size in self._batch_sizes.pop((model, version), ()):
             self.batch_latency.remove(model, version, size)
 
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Read when the TLS certificate ends at each scrape. Without TLS there is no such series."""
+        Gauge(
+            "vistazo_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of the gRPC port ends, in seconds since 1970",
+            registry=self.registry,
+        ).set_function(expires_at)
+
     def set_build_info(self, *, onnxruntime: str, device: str) -> None:
         """Say what is running."""
         self._build_info.labels(package_version("vistazo"), onnxruntime, device).set(1)

@@ -159,7 +159,10 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
                 reflection.aio.ReflectionServicer(names), registrar
             )
-        port = bind(grpc_server, settings.listen, _certificates(settings))
+        certificates = _certificates(settings)
+        if certificates is not None:
+            metrics.watch_certificate(lambda: certificates.expires_at)
+        port = bind(grpc_server, settings.listen, certificates)
 
         _find_models(settings, repository)
         for service in SERVER_WIDE:

@@ -5,8 +5,11 @@ open keep the certificate that they began with. A new file that cannot be used (
 does not belong to its certificate) is logged once and leaves the old ones in force.
 """
 
+import datetime as dt
+import re
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +44,18 @@ class Certificates:
         self._lock = threading.Lock()  # grpc asks from several threads
         self._current: _Contents | None = None
         self._failure = ""
+        self.expires_at = 0.0
+        """When the certificate ends, in seconds since 1970."""
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return what the gRPC port is opened with. Raises StartupError when the files cannot be used."""
         try:
-            self._current = self._read()
+            contents = self._read()
         except _UnusableError as error:
             raise StartupError(f"TLS: {error}") from None
+        self._use(contents)
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(self._current),
+            _configuration(contents),
             self._changed,  # type: ignore[arg-type]  # grpc takes None for no change; its stubs do not know
             require_client_authentication=self._client_ca is not None,
         )
@@ -67,9 +73,15 @@ class Certificates:
             self._failure = ""
             if contents == self._current:
                 return None
-            self._current = contents
             log.info("certificates_reloaded", certificate=str(self._certificate))
+            self._use(contents)
             return _configuration(contents)
+
+    def _use(self, contents: _Contents) -> None:
+        self._current = contents
+        self.expires_at = not_after(contents.certificate)
+        if self.expires_at < time.time():
+            log.error("certificate_expired", certificate=str(self._certificate), meaning="clients refuse it")
 
     def _read(self) -> _Contents:
         """Return the files' contents, which belong together. Raises _UnusableError."""
@@ -121,3 +133,42 @@ def _configuration(contents: _Contents) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(contents.key, contents.certificate)], root_certificates=contents.client_ca
     )
+
+
+def not_after(chain: bytes) -> float:
+    """Return when the first certificate of a PEM chain ends, in seconds since 1970.
+
+    The standard library tells this only of a peer's certificate. The field's place is RFC 5280, section 4.1:
+    the certificate's first part has an optional version, then serial number, algorithm, issuer, validity.
+    """
+    pem = re.search(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", chain, re.DOTALL)
+    if pem is None:
+        raise ValueError("no certificate in PEM")
+    der = ssl.PEM_cert_to_DER_cert(pem.group().decode("ascii"))
+    _, certificate, _ = _element(der, 0)
+    _, at, _ = _element(der, certificate)
+    tag, _, end = _element(der, at)
+    if tag == _VERSION:
+        at = end
+    for _ in ("serial number", "algorithm", "issuer"):
+        _, _, at = _element(der, at)
+    _, at, _ = _element(der, at)
+    _, _, at = _element(der, at)  # not before
+    tag, begin, end = _element(der, at)
+    digits = der[begin:end].decode("ascii").removesuffix("Z")
+    if tag == _UTC_TIME:  # two digits of a year, which is before 2050
+        digits = ("19" if digits >= "50" else "20") + digits
+    return dt.datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=dt.UTC).timestamp()
+
+
+_VERSION = 0xA0
+_UTC_TIME = 0x17
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """Return the tag of the DER element at `at`, where its contents begin, and where they end."""
+    tag, length, begin = der[at], der[at + 1], at + 2
+    if length & 0x80:  # so many bytes of length follow
+        count = length & 0x7F
+        length, begin = int.from_bytes(der[begin : begin + count], "big"), begin + count
+    return tag, begin, begin + length

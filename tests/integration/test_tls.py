@@ -1,21 +1,23 @@
 """TLS and mTLS: who gets in, what those see who do not, and certificates that change while it serves."""
 
 import asyncio
+import datetime as dt
 import socket
 import ssl
+import time
 
 import grpc
 import pytest
 import structlog
 
-from support.certificates import Authority, Files
+from support.certificates import Authority, Files, chain
 from support.process import vistazo
 from support.serving import PATIENCE_SECONDS, Serving, labels, open_channel, raw, serving, until
 from support.tiny import plain
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_server.errors import StartupError
-from vistazo_server.tls import Certificates
+from vistazo_server.tls import Certificates, not_after
 
 RED = raw(plain(200, 10, 10))
 
@@ -203,6 +205,35 @@ async def test_certificates_are_rotated_under_load_without_an_error(models, file
 
     assert wrong == []
     assert len(serials) == 11
+
+
+# The end of a certificate
+
+
+@pytest.mark.parametrize("year", [1999, 2026, 2049, 2050, 2199])
+def test_when_a_certificate_ends_is_read_from_it(authority, year):
+    """Before 2050 the year has two digits in it, then four."""
+    end = dt.datetime(year, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
+
+    leaf = authority.issue(ends=end)
+
+    assert not_after(chain(leaf)) == end.timestamp()
+
+
+async def test_metrics_tell_when_the_certificate_ends_and_a_new_one_is_followed(models, authority, tmp_path):
+    name = "vistazo_tls_certificate_expiry_timestamp_seconds"
+    files = authority.write(tmp_path, expired=True)
+    with structlog.testing.capture_logs() as log:
+        async with serving(models, **files.settings()) as server:
+            expired = server.sample(name)
+            authority.write(tmp_path)
+            assert await outcome(server.server.port, authority.credentials()) == "red"
+            renewed = server.sample(name)
+    async with serving(models) as server:
+        assert server.server.metrics.registry.get_sample_value(name) is None
+
+    assert 0 < expired < time.time() < renewed
+    assert [line["event"] for line in log].count("certificate_expired") == 1
 
 
 # At the start

@@ -56,13 +56,16 @@ class Authority:
         key.write_bytes(leaf.private_key_pem.bytes())
         return certificate, key
 
-    def issue(self, *, expired: bool = False, names: tuple[str, ...] = NAMES) -> trustme.LeafCert:
+    def issue(
+        self, *, expired: bool = False, ends: dt.datetime | None = None, names: tuple[str, ...] = NAMES
+    ) -> trustme.LeafCert:
         """Return a certificate for this machine."""
-        if not expired:
-            return self._ca.issue_cert(*names)
-        now = dt.datetime.now(dt.UTC)
         day = dt.timedelta(days=1)
-        return self._ca.issue_cert(*names, not_before=now - 2 * day, not_after=now - day)
+        if expired:
+            ends = dt.datetime.now(dt.UTC) - day
+        if ends is None:
+            return self._ca.issue_cert(*names)
+        return self._ca.issue_cert(*names, not_before=ends - day, not_after=ends)
 
     def credentials(self, client: trustme.LeafCert | None = None) -> grpc.ChannelCredentials:
         """Return what a client needs that trusts this authority and, for mTLS, shows `client`."""
