@@ -37,30 +37,40 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         deadline = call_deadline(context)
-        answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
+        answers: asyncio.Queue[pb.ClassifyStreamResponse | Exception | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_REQUESTS_IN_FLIGHT)
+        tasks: set[asyncio.Task[None]] = set()
 
         async def answer(request: pb.ClassifyStreamRequest) -> None:
-            answers.put_nowait(await self._stream_answer(request, deadline))
+            try:
+                answers.put_nowait(await self._stream_answer(request, deadline))
+            except Exception as error:  # noqa: BLE001  raised where the stream ends
+                answers.put_nowait(error)
 
         async def read() -> None:
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    async for request in request_iterator:
-                        # Given back when the answer is sent: a caller that does not read is not read from.
-                        await room.acquire()
-                        tasks.create_task(answer(request))
+                async for request in request_iterator:
+                    # Given back when the answer is sent: a caller that does not read is not read from.
+                    await room.acquire()
+                    task = asyncio.create_task(answer(request))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
             finally:
+                if tasks:
+                    await asyncio.wait(tasks)
                 answers.put_nowait(None)
 
-        async with asyncio.TaskGroup() as reader:
-            task = reader.create_task(read())
-            try:
-                while (response := await answers.get()) is not None:
-                    yield response
-                    room.release()
-            finally:
-                task.cancel()
+        # No task group: one around a `yield` that is left by a caller who went would raise a group of errors.
+        reader = asyncio.create_task(read())
+        try:
+            while (response := await answers.get()) is not None:
+                if isinstance(response, Exception):
+                    raise response
+                yield response
+                room.release()
+            await reader  # raises what ended the reading
+        finally:
+            await all_cancelled(reader, *tasks)
 
     async def ListModels(  # noqa: N802, D102
         self, request: pb.ListModelsRequest, context: Context
@@ -99,6 +109,13 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         except ServingError as error:
             return codec.encode_stream_error(request.id, error)
         return pb.ClassifyStreamResponse(id=request.id, response=pb.ClassifyResponse.FromString(response))
+
+
+async def all_cancelled(*tasks: asyncio.Task[Any]) -> None:
+    """Return when the tasks have ended, which they are asked to do now."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def call_deadline(context: Context) -> float | None:

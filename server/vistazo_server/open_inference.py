@@ -12,7 +12,7 @@ from vistazo_proto import open_inference_pb2 as pb
 from vistazo_proto import open_inference_pb2_grpc as pb_grpc
 from vistazo_server import open_inference_catalog as catalog
 from vistazo_server.catalog import ModelState
-from vistazo_server.classification import STREAM_REQUESTS_IN_FLIGHT, call_deadline
+from vistazo_server.classification import STREAM_REQUESTS_IN_FLIGHT, all_cancelled, call_deadline
 from vistazo_server.errors import (
     InvalidRequestError,
     ModelNotFoundError,
@@ -138,28 +138,32 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         deadline = call_deadline(context)
+        # They are worked on together and answered in the order they came in, as Triton does: its clients may
+        # send no ids.
         answers: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_REQUESTS_IN_FLIGHT)
+        tasks: set[asyncio.Task[pb.ModelStreamInferResponse]] = set()
 
-        async def read(tasks: asyncio.TaskGroup) -> None:
+        async def read() -> None:
             try:
                 async for request in request_iterator:
                     # Given back when the answer is sent: a caller that does not read is not read from.
                     await room.acquire()
-                    answers.put_nowait(tasks.create_task(self._stream_answer(request, deadline)))
+                    task = asyncio.create_task(self._stream_answer(request, deadline))
+                    tasks.add(task)
+                    answers.put_nowait(task)
             finally:
                 answers.put_nowait(None)
 
-        async with asyncio.TaskGroup() as tasks:
-            reader = tasks.create_task(read(tasks))
-            try:
-                # They are worked on together and answered in the order they came in, as Triton does: its
-                # clients may send no ids.
-                while (answer := await answers.get()) is not None:
-                    yield await answer
-                    room.release()
-            finally:
-                reader.cancel()
+        reader = asyncio.create_task(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield await answer
+                tasks.discard(answer)
+                room.release()
+            await reader  # raises what ended the reading
+        finally:
+            await all_cancelled(reader, *tasks)
 
     async def RepositoryIndex(  # noqa: N802, D102
         self, request: pb.RepositoryIndexRequest, context: Context

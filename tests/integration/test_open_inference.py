@@ -341,6 +341,28 @@ async def test_an_exporters_reshape_to_one_is_found_out_and_served_one_by_one(re
     np.testing.assert_array_equal(outputs["y"], x)
 
 
+async def test_a_model_that_no_guessed_size_fits_is_served_cold(repository):
+    model = graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        {"x": ("FP32", ("batch", "any"))},
+        {"y": ("FP32", ("batch", 13, "rest"))},
+        shape=np.array([0, 13, -1]),
+    )
+    write_graph(repository, "cold", model)
+    x = np.arange(52, dtype=np.float32).reshape(2, 26)
+    async with serving(repository) as server:
+        oip = OpenInference(server)
+        outputs = await oip.infer("cold", x=x)
+        code, message = await oip.refusal(request_of("cold", x=x[:, :20]))
+        again = await oip.infer("cold", x=x)
+
+    np.testing.assert_array_equal(outputs["y"], x.reshape(2, 13, 2))
+    # What the graph itself refuses looks like any failure of the engine; its reason is in the log.
+    assert code is grpc.StatusCode.INTERNAL
+    assert message == "the engine failed on this request; the server's log has the reason"
+    np.testing.assert_array_equal(again["y"], outputs["y"])
+
+
 async def test_samples_of_different_shapes_never_share_a_run(repository):
     """L0_infer_variable, and L0_batcher's rule for shapes."""
     write_graph(repository, "means", mean_of_any_size())
