@@ -11,7 +11,7 @@ import time
 import pytest
 
 from support.certificates import Authority
-from support.compose import copy_checkout, deployed, missing, poll
+from support.compose import ROOT, copy_checkout, deployed, missing, poll
 from support.images import file
 from support.load import background_load
 from support.promql import adapter_expression, alert_expressions, dashboard_expressions, recording_expressions
@@ -73,6 +73,18 @@ def test_the_server_runs_with_no_more_rights_than_it_needs(deployment):
     assert host["Memory"] > 0
     assert host["NanoCpus"] > 0
     assert user == "10001"
+
+
+def test_the_image_has_the_locked_versions_and_nothing_else(deployment):
+    (server,) = deployment.containers("server")
+    script = (
+        "from importlib.metadata import distributions as d; print(*[f'{x.name}=={x.version}' for x in d()])"
+    )
+    installed = deployment.docker("exec", server, "python", "-c", script).lower().replace("_", "-").split()
+    text = (ROOT / "deploy" / "requirements" / "server.txt").read_text(encoding="utf-8")
+
+    locked = {line for line in text.splitlines() if not line.startswith("#")}
+    assert {name for name in installed if not name.startswith("vistazo==")} == locked
 
 
 @pytest.mark.parametrize("tool", ["gcc", "cc", "make", "ld"])
