@@ -95,6 +95,7 @@ class OnnxModel:
         self._threads = threads
         self._allow_cpu_fallback = allow_cpu_fallback
         self._runner: Runner | None = None
+        self._is_closed = False
         # A sample to warm up with; none when nobody knows what the graph takes.
         self._zero: Sample | None = None
         self._engine = engine
@@ -122,7 +123,11 @@ class OnnxModel:
         )
 
     async def close(self) -> None:
-        """Wait for the runs that were handed in, then free the session."""
+        """Wait for the runs that were handed in, then free the session.
+
+        A load that is under way, whose caller was cancelled, ends at its next run.
+        """
+        self._is_closed = True
         await self._engine.run(self._free, expected_seconds=0.0)
 
     def _free(self) -> None:
@@ -255,7 +260,7 @@ class OnnxModel:
                 )
 
     def _running(self) -> Runner:
-        if self._runner is None:
+        if self._runner is None or self._is_closed:
             raise RuntimeError("the model is not loaded")
         return self._runner
 

@@ -1,9 +1,13 @@
 """Model control in the real server: what callers, health and metrics see, and what remains of the gone."""
 
+import asyncio
 import gc
+import itertools
+import random
 import re
 import shutil
 import weakref
+from collections import Counter
 
 import grpc
 import pytest
@@ -14,8 +18,10 @@ from support.serving import PATIENCE_SECONDS, labels, raw, serving, until
 from support.tiny import plain, tiny_model, write_files, write_model
 from vistazo_client import Client
 from vistazo_proto import classification_pb2 as pb
+from vistazo_proto import open_inference_pb2, open_inference_pb2_grpc
 
 RED = raw(plain(200, 10, 10))
+STATES = ("not loaded", "loading", "unloading")
 
 
 async def listed(server) -> list[tuple[str, str, int]]:
@@ -159,6 +165,54 @@ async def test_polling_follows_the_repository_and_a_lost_one_changes_nothing(mod
         assert await server.health_of("tiny") == "NOT_SERVING"
         assert server.sample("vistazo_model_loads_total", model="tiny", outcome="ok") == 0
         assert await server.health_of("") == "SERVING"
+
+
+async def test_loads_and_unloads_over_the_protocol_lose_nobody_an_answer(models):
+    """L0_lifecycle test_concurrent_same_model_load_unload_stress and test_model_availability_on_reload_3."""
+    write_model(models, "steady")
+    async with serving(models, model_control="explicit", load="*") as server:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        outcomes: Counter[str] = Counter()
+        versions = itertools.count(2)
+        ended = False
+
+        async def ask(model: str) -> None:
+            while not ended:
+                try:
+                    answer = await server.classify(RED, model=model)
+                    assert labels(answer.results[0])[0] == "red"
+                    outcomes[f"{model} ok"] += 1
+                except grpc.aio.AioRpcError as error:
+                    outcomes[f"{error.code().name}: {error.details()}"] += 1
+
+        async def change(seed: int) -> None:
+            chance = random.Random(seed)
+            for _ in range(12):
+                if chance.random() < 0.6:
+                    write_model(models, version=next(versions))
+                    await stub.RepositoryModelLoad(
+                        open_inference_pb2.RepositoryModelLoadRequest(model_name="tiny"),
+                        timeout=PATIENCE_SECONDS,
+                    )
+                else:
+                    await stub.RepositoryModelUnload(
+                        open_inference_pb2.RepositoryModelUnloadRequest(model_name="tiny"),
+                        timeout=PATIENCE_SECONDS,
+                    )
+
+        askers = [asyncio.create_task(ask(model)) for model in ("tiny", "tiny", "tiny", "steady")]
+        await asyncio.gather(*(change(seed) for seed in range(4)))
+        await server.server.repository.load("tiny")
+        ended = True
+        await asyncio.gather(*askers)
+
+        assert (await server.classify(RED, model="tiny")).version == str(next(versions) - 1)
+        assert await server.health_of("tiny") == "SERVING"
+    # Refused is only who came while there was no version; whoever was given one has an answer.
+    refused = set(outcomes) - {"tiny ok", "steady ok"}
+    assert refused <= {f"UNAVAILABLE: model tiny is {state}" for state in STATES}
+    assert refused
+    assert min(outcomes["tiny ok"], outcomes["steady ok"]) > 0
 
 
 def test_the_command_polls_and_logs_what_comes_and_goes(models):

@@ -17,6 +17,7 @@ from support.serving import PATIENCE_SECONDS, probabilities, raw, softmax, until
 from support.tiny import LABELS, plain, tiny_manifest, tiny_model, write_model
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
+from vistazo_proto import open_inference_pb2, open_inference_pb2_grpc
 from vistazo_server.session import create_session
 
 SWAPS = 100
@@ -56,13 +57,19 @@ def growth(mib: list[float]) -> float:
 class Callers:
     """Callers that ask without a pause, check every answer, and count by version."""
 
-    stub: pb_grpc.ClassificationServiceStub
+    channel: grpc.aio.Channel
     answered: Counter[int] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+    by_service: Counter[str] = field(default_factory=Counter)
     ended: bool = False
 
+    def __post_init__(self) -> None:
+        self.stub = pb_grpc.ClassificationServiceStub(self.channel)
+        self.tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+
     async def call(self, number: int) -> None:
-        # Some send one image of the model's size, some several that must be resized, some a stream.
+        # Some send one image of the model's size, some several that must be resized, some a stream, some
+        # tensors over the Open Inference Protocol.
         side = 4 if number % 2 else 8
         colours = [COLOURS[(number + at) % 3] for at in range(1 + number % 4)]
         request = pb.ClassifyRequest(
@@ -72,6 +79,8 @@ class Callers:
             try:
                 if number % 8 == 0:
                     await self._stream(request, colours)
+                elif number % 4 == 1:
+                    await self._infer(colours)
                 else:
                     self._check(await self.stub.Classify(request, timeout=PATIENCE_SECONDS), colours)
             except grpc.aio.AioRpcError as error:
@@ -86,6 +95,26 @@ class Callers:
                 return
             self._check(response.response, colours)
 
+    async def _infer(self, colours: list[tuple[int, int, int]]) -> None:
+        images = np.stack([plain(*colour) for colour in colours])
+        request = open_inference_pb2.ModelInferRequest(
+            model_name="tiny",
+            inputs=[
+                open_inference_pb2.ModelInferRequest.InferInputTensor(
+                    name="images", datatype="UINT8", shape=images.shape
+                )
+            ],
+            raw_input_contents=[images.tobytes()],
+        )
+        response = await self.tensors.ModelInfer(request, timeout=PATIENCE_SECONDS)
+        version = int(response.model_version)
+        logits = np.frombuffer(response.raw_output_contents[0], dtype=np.float32)
+        expected = np.array(colours) / DIVISORS[version % 2]
+        if logits.tolist() != pytest.approx(expected.ravel().tolist(), rel=1e-5):
+            self.failed.append(f"version {version}: expected {expected}, got {logits}")
+        self.answered[version] += 1
+        self.by_service["tensors"] += 1
+
     def _check(self, response: pb.ClassifyResponse, colours: list[tuple[int, int, int]]) -> None:
         version = int(response.version)
         labels, divisor = LABELS_OF[version % 2], DIVISORS[version % 2]
@@ -94,6 +123,7 @@ class Callers:
             if probabilities(result) != pytest.approx(expected, abs=1e-5):
                 self.failed.append(f"version {version}: expected {expected}, got {result}")
         self.answered[version] += 1
+        self.by_service["images"] += 1
 
 
 @dataclass
@@ -126,6 +156,7 @@ async def swap(models: Path, server: ServerProcess, callers: Callers) -> Held:
     return held
 
 
+@pytest.mark.timeout(300)  # 25 s on two idle cores
 async def test_a_hundred_swaps_under_load_lose_no_request_and_no_memory(models):
     shutil.rmtree(models / "tiny")
     publish(models, 1)
@@ -135,7 +166,7 @@ async def test_a_hundred_swaps_under_load_lose_no_request_and_no_memory(models):
         async with grpc.aio.insecure_channel(
             server.address, options=[("grpc.enable_http_proxy", 0)]
         ) as channel:
-            callers = Callers(pb_grpc.ClassificationServiceStub(channel))
+            callers = Callers(channel)
             async with asyncio.TaskGroup() as tasks:
                 for number in range(CALLERS):
                     tasks.create_task(callers.call(number))
@@ -150,7 +181,7 @@ async def test_a_hundred_swaps_under_load_lose_no_request_and_no_memory(models):
     assert callers.failed == []
     assert set(callers.answered) == set(range(1, SWAPS + 2))
     assert min(callers.answered.values()) >= 1
-    assert sum(callers.answered.values()) > 10 * SWAPS
+    assert min(callers.by_service["images"], callers.by_service["tensors"]) > 2 * SWAPS
     events = Counter(line["event"] for line in server.log)
     assert events["model_ready"] == SWAPS + 1
     assert events["model_unloaded"] == SWAPS

@@ -1,8 +1,16 @@
-"""How large batches are chosen; the engine itself is seen through the server in tests/integration."""
+"""How large batches are chosen, and how a load is given up; the engine itself is seen through the server in
+tests/integration."""
+
+import asyncio
 
 import pytest
 
-from vistazo_server.model import BatchLimit, batch_buckets, knee
+from support.serving import until
+from support.tiny import tiny_model, write_model
+from vistazo_server.artifact import verified_spec
+from vistazo_server.engine import Engine
+from vistazo_server.errors import ModelLoadError
+from vistazo_server.model import BatchLimit, OnnxModel, batch_buckets, knee
 
 
 @pytest.mark.parametrize(
@@ -38,3 +46,42 @@ def test_without_an_objective_the_knee_is_taken():
 @pytest.mark.parametrize(("slo", "size"), [(0.2, 8), (0.06, 4), (0.031, 2), (0.001, 1)])
 def test_with_an_objective_the_largest_batch_that_takes_half_of_it_is_taken(slo, size):
     assert BatchLimit(ceiling=8, is_fixed=False, slo=slo).choose(TABLE) == size
+
+
+@pytest.fixture
+def heavy(tmp_path):
+    """A model whose warm-up takes seconds: its largest batch first, then four smaller ones, each four
+    times."""
+    folder = write_model(tmp_path, model=tiny_model(cost=100))
+    engine = Engine()
+    yield OnnxModel(
+        folder / "model.onnx",
+        verified_spec(folder, "tiny"),
+        engine=engine,
+        device="cpu",
+        allow_cpu_fallback=False,
+        threads=1,
+        batch_limit=BatchLimit(ceiling=16, is_fixed=True),
+    )
+    engine.close()
+
+
+async def test_a_load_that_is_given_up_while_it_warms_up_ends_at_its_next_run(heavy):
+    """L0_lifecycle test_shutdown_while_loading: the process waits for its threads when it ends."""
+    loading = asyncio.create_task(heavy.load())
+    await until(lambda: len(heavy.latency.table()) > 0)
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    await heavy.close()
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+    assert loading.cancelled()
+    assert 1 not in heavy.latency.table()
+
+
+async def test_a_load_that_is_given_up_before_it_warms_up_runs_nothing(heavy):
+    await heavy.close()
+    with pytest.raises(ModelLoadError, match="fails at batch 16: the model is not loaded"):
+        await heavy.load()
+
+    assert heavy.latency.table() == {}

@@ -244,8 +244,9 @@ async def test_one_models_slow_end_does_not_hold_up_the_others(root, polled):
         write_model(root, "other")
         for _ in range(4):
             await polled.poller.poll()
-        await until(lambda: polled.catalog().get("other/1") == "ready")
-        assert polled.catalog() == {"other/1": "ready", "tiny/1": "unloading", "tiny/2": "ready"}
+        await until(
+            lambda: polled.catalog() == {"other/1": "ready", "tiny/1": "unloading", "tiny/2": "ready"}
+        )
     await until(lambda: polled.catalog() == {"other/1": "ready", "tiny/2": "ready"})
 
 
@@ -260,7 +261,7 @@ async def test_a_bug_in_one_look_does_not_end_the_watching(polled, monkeypatch):
     monkeypatch.setattr(polled.poller, "poll", poll)
     with capture_logs() as logs:
         watching = asyncio.create_task(polled.poller.run(0.001))
-        await until(lambda: looks == 3)
+        await until(lambda: looks >= 3)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
