@@ -33,7 +33,7 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 # grpc waits up to two minutes between attempts, far too long for a caller whose server restarted; and
 # 20 s for one attempt, which an address where no one even refuses would cost.
 FIRST_RECONNECT_MS = 200
-LAST_RECONNECT_MS = 5_000
+LAST_RECONNECT_MS = 2_000
 CONNECT_TIMEOUT_MS = 5_000
 
 # A replica that comes back may have another address. grpc asks again when a connection ends, but by

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from vistazo_client import (
+    Client,
     DeadlineExceededError,
     InvalidImageError,
     InvalidRequestError,
@@ -154,6 +155,23 @@ def test_leaving_the_loop_cancels_what_is_in_flight(client, server):
         break
 
     assert cancelled.wait(10)
+
+
+def test_streams_leave_no_thread_behind(server):
+    def of_streams():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("vistazo-stream")]
+
+    server.service.stream_script = aborting(grpc.StatusCode.UNAVAILABLE, times=3, after=30)
+    with Client(server.address, timeout=20) as client:
+        for _ in range(3):
+            assert len(list(client.classify_stream(numbered(100)))) == 100
+            left_early = client.classify_stream((number, b"a cat") for number in count())
+            next(left_early)
+            left_early.close()
+        for thread in of_streams():
+            thread.join(20)
+
+        assert of_streams() == []
 
 
 def test_an_error_of_the_images_source_comes_after_the_answers(client):
