@@ -12,7 +12,7 @@ from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_server import codec
 from vistazo_server.classifier import Classifier
-from vistazo_server.errors import InvalidRequestError, ServingError
+from vistazo_server.errors import InvalidRequestError, ServingError, let_go
 from vistazo_server.repository import ModelRepository
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,6 +44,10 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         async def answer(request: pb.ClassifyStreamRequest) -> None:
             try:
                 answers.put_nowait(await self._stream_answer(request, deadline))
+            except asyncio.CancelledError as error:
+                let_go(error)
+                del request
+                raise
             except Exception as error:  # noqa: BLE001  raised where the stream ends
                 answers.put_nowait(error)
 
@@ -55,6 +59,7 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
                     task = asyncio.create_task(answer(request))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
+                    del request  # while the next is waited for, and when the stream is cut
             finally:
                 if tasks:
                     await asyncio.wait(tasks)
@@ -107,6 +112,7 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         try:
             response = await self._classify(request.request, deadline)
         except ServingError as error:
+            let_go(error)
             return codec.encode_stream_error(request.id, error)
         return pb.ClassifyStreamResponse(id=request.id, response=pb.ClassifyResponse.FromString(response))
 

@@ -20,6 +20,7 @@
 Raised where the fact is known, turned into a status once, in `interceptors`.
 """
 
+from traceback import clear_frames
 from typing import ClassVar, Final
 
 import grpc
@@ -134,6 +135,26 @@ class ModelLoadError(Exception):
 
 class RepositoryUnreadableError(Exception):
     """The model repository, or a model's folder in it, cannot be read now; the message is one line."""
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the frames of an error hold, once it was dealt with: the request, and so its images.
+
+    An error is often part of a reference cycle, through a frame that names it or through grpc, which keeps
+    the one that an RPC was aborted with. Until Python's collector came by, 80 refused requests of 20 MiB took
+    3.5 GB.
+    """
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        current = chain.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        clear_frames(current.__traceback__)  # leaves those alone that still run
+        chain += (current.__cause__, current.__context__)
+        if isinstance(current, BaseExceptionGroup):
+            chain += current.exceptions
 
 
 def one_line(error: Exception, *, characters: int) -> str:

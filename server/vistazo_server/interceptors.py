@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from vistazo_server import request_id, tracing
 from vistazo_server.access import Metadata, Tokens, authorize
 from vistazo_server.codec import pushback_ms
-from vistazo_server.errors import DrainingError, InvalidRequestError, ServingError
+from vistazo_server.errors import DrainingError, InvalidRequestError, ServingError, let_go
 from vistazo_server.metrics import Metrics
 from vistazo_server.outcome import DEADLINE_TOLERANCE
 from vistazo_server.tracing import Tracing
@@ -161,6 +161,7 @@ class RpcInterceptor:
                     raise request  # noqa: TRY301  one way out for all errors
                 response = await behaviour(request, context)
             except BaseException as error:
+                del request  # see errors.let_go
                 await rpc.failed(error, context, started)
                 raise
             rpc.ended(grpc.StatusCode.OK, started)
@@ -302,10 +303,14 @@ class _Rpc:
         self.ended(code, started)
         if isinstance(error, ServingError):
             log.info("request_failed", method=self.method, code=code.name, reason=str(error))
+            let_go(error)
             await _abort(context, error)
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
             log.error("request_crashed", method=self.method, exc_info=error)
+            let_go(error)
             await context.abort(code, "an error of the server; its log has the reason")
+        else:
+            let_go(error)
 
     def _count(self, code: grpc.StatusCode, by: int) -> None:
         if code not in self._by_code:

@@ -19,6 +19,7 @@ from vistazo_server.errors import (
     ModelNotReadyError,
     ServingError,
     UnimplementedError,
+    let_go,
 )
 from vistazo_server.open_inference_codec import decode_infer_request, encode_infer_response
 from vistazo_server.repository import ModelRepository
@@ -152,6 +153,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                     task = asyncio.create_task(self._stream_answer(request, deadline))
                     tasks.add(task)
                     answers.put_nowait(task)
+                    del request  # while the next is waited for, and when the stream is cut
             finally:
                 answers.put_nowait(None)
 
@@ -240,7 +242,12 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         """Return the answer to one request of a stream, its error included."""
         try:
             response = await self._infer(request, deadline)
+        except asyncio.CancelledError as error:
+            let_go(error)
+            del request
+            raise
         except ServingError as error:
+            let_go(error)
             return pb.ModelStreamInferResponse(
                 error_message=str(error), infer_response=pb.ModelInferResponse(id=request.id)
             )

@@ -7,6 +7,7 @@ import random
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import click
@@ -32,7 +33,7 @@ LINE_SECONDS = 30.0
 class Soak:
     """One run: everybody at once, for so many seconds."""
 
-    def __init__(self, server: ServerProcess, seconds: float, seed: int) -> None:
+    def __init__(self, server: ServerProcess, seconds: float, seed: int, only: Collection[str]) -> None:
         self.tally = Tally()
         self.seen: Counter[str] = Counter()
         self.looks: list[Vitals] = []
@@ -40,20 +41,21 @@ class Soak:
         self._server = server
         self._seconds = seconds
         self._seed = seed
+        self._only = only
         self._target = Target(server.port, TOKEN, MESSAGE_MB << 20)
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
         began = time.monotonic()
         asyncio.get_running_loop().call_later(self._seconds, self._ended.set)
-        roles = [caller for caller, count in CALLERS.items() for _ in range(count)]
+        roles = [caller for caller, count in CALLERS.items() for _ in range(count) if self._plays(caller)]
         callers = [
             asyncio.create_task(self._call(caller, random.Random(f"{self._seed}-{number}")))
             for number, caller in enumerate(roles)
         ]
         strangers = [
             asyncio.create_task(self._be_strange(random.Random(f"{self._seed}-stranger-{number}")))
-            for number in range(STRANGERS)
+            for number in range(STRANGERS if self._plays(stranger) else 0)
         ]
         async with open_channel(self._server.port) as channel:
             await self._watch(channel, began)
@@ -62,6 +64,9 @@ class Soak:
         for task in strangers:
             task.cancel()
         await asyncio.gather(*strangers, return_exceptions=True)
+
+    def _plays(self, role: Callable[..., object]) -> bool:
+        return not self._only or role.__name__ in self._only
 
     async def _call(self, caller: Caller, chance: random.Random) -> None:
         while not self._ended.is_set():
@@ -113,7 +118,8 @@ class Soak:
 @click.command()
 @click.option("--seconds", type=click.FloatRange(min=5), default=600.0, show_default=True, help="How long.")
 @click.option("--seed", default=0, show_default=True, help="Of what is drawn by chance.")
-def soak(seconds: float, seed: int) -> None:
+@click.option("--only", multiple=True, help="Callers to let loose, such as good or stranger; by default all.")
+def soak(seconds: float, seed: int, only: tuple[str, ...]) -> None:
     """Let good, bad, huge, cancelled and slow callers loose on one server."""
     # asyncio warns of each write to a connection that the server has ended: here that is the point.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -129,7 +135,7 @@ def soak(seconds: float, seed: int) -> None:
         }
         arguments = [str(part) for flag in flags.items() for part in flag]
         with server_process(Path(folder) / "models", *arguments) as server:
-            run = Soak(server, seconds, seed)
+            run = Soak(server, seconds, seed, only)
             asyncio.run(run.run())
             server.terminate()
             status = server.wait()
