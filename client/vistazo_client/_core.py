@@ -39,9 +39,6 @@ from vistazo_client.errors import (
 # More would only fill a queue that others share, and wait there against their own deadline.
 MAX_REQUESTS_IN_FLIGHT: Final = 2
 
-# Images of a stream that are with the server at once, each a request of its own: a few batches.
-STREAM_IMAGES_IN_FLIGHT: Final = 32
-
 # Between two looks at a server that is starting: short enough not to be felt.
 READY_POLL_SECONDS: Final = 0.1
 
@@ -133,7 +130,7 @@ class ClientCore(Generic[ChannelT]):
             self._connection.failed(link)
         delay = attempts.delay_after(error)
         if delay is None:
-            raise error
+            raise attempts.explain(error)
         return delay
 
     def _stream_session(self, query: Query, timeout: float | None) -> StreamSession:

@@ -10,12 +10,12 @@ Nothing here is public.
 
 import random
 import time
-from collections.abc import Callable, Iterable
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final
 
 import grpc
 
-from vistazo_client.errors import PUSHBACK_TRAILER, VistazoError
+from vistazo_client.errors import PUSHBACK_TRAILER, DeadlineExceededError, VistazoError, trailer
 
 DEFAULT_RETRIES: Final = 4
 """As many as gRFC A6 allows; together they outlast a replica that is replaced, not one that is gone."""
@@ -50,6 +50,7 @@ class Attempts:
     ) -> None:
         self._left = retries
         self._failures = 0
+        self._retried: VistazoError | None = None
         self._clock = clock
         self._uniform = uniform
         self._deadline = clock() + timeout
@@ -66,8 +67,17 @@ class Attempts:
             return None
         delay = self._delay(error)
         self._failures += 1
+        self._retried = error
         # The answer would come too late, or not at all: the reason is worth more now.
         return delay if self._clock() + delay < self._deadline else None
+
+    def explain(self, error: VistazoError) -> VistazoError:
+        """Return `error`, the last; of a timeout in the middle of retries it says what they were for."""
+        if self._retried is None or not isinstance(error, DeadlineExceededError):
+            return error
+        explained = DeadlineExceededError(f"{error}; before that: {self._retried}", code=error.code)
+        explained.__cause__ = error.__cause__
+        return explained
 
     def _delay(self, error: VistazoError) -> float:
         if error.retry_after is not None:
@@ -89,5 +99,4 @@ def _is_forbidden(error: VistazoError) -> bool:
     cause = error.__cause__
     if error.retry_after is not None or not isinstance(cause, grpc.RpcError):
         return False
-    trailers = cast("Iterable[tuple[str, str | bytes]]", cause.trailing_metadata() or ())
-    return PUSHBACK_TRAILER in dict(trailers)
+    return trailer(cause, PUSHBACK_TRAILER) is not None

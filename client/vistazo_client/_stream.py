@@ -22,6 +22,12 @@ from vistazo_client.errors import (
 from vistazo_client.results import Classification
 from vistazo_proto import classification_pb2 as pb
 
+# Images that are with the server at once, each a request of its own: a few batches.
+STREAM_IMAGES_IN_FLIGHT: Final = 32
+
+# After the last answer: for the server to end the stream, so that it counts as done and not as cancelled.
+FAREWELL_SECONDS: Final = 1.0
+
 # What an uint32 holds: seven weeks.
 LONGEST_TIMEOUT_MS: Final = 2**32 - 1
 

@@ -11,9 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from vistazo_client._core import STREAM_IMAGES_IN_FLIGHT
-from vistazo_client._stream import StreamImage, StreamSession
-from vistazo_client._stream_threads import FAREWELL_SECONDS
+from vistazo_client._stream import FAREWELL_SECONDS, STREAM_IMAGES_IN_FLIGHT, StreamImage, StreamSession
 from vistazo_client.errors import RequestCancelledError, VistazoError
 from vistazo_client.results import Classification
 from vistazo_proto import classification_pb2 as pb

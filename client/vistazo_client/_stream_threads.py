@@ -7,18 +7,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
-from vistazo_client._core import STREAM_IMAGES_IN_FLIGHT
-from vistazo_client._stream import StreamImage, StreamSession
+from vistazo_client._stream import FAREWELL_SECONDS, STREAM_IMAGES_IN_FLIGHT, StreamImage, StreamSession
 from vistazo_client.errors import VistazoError
 from vistazo_client.results import Classification
 from vistazo_proto import classification_pb2 as pb
-
-# After the last answer: for the server to end the stream, so that it counts as done and not as cancelled.
-FAREWELL_SECONDS: Final = 1.0
 
 _Requests = Iterator[pb.ClassifyStreamRequest]
 _OpenStream = Callable[[_Requests], tuple[Any, Callable[[grpc.RpcError], VistazoError]]]

@@ -147,7 +147,7 @@ def error_from_rpc(error: grpc.RpcError, *, address: str, timeout: float) -> Vis
     """
     code = error.code()
     details = one_line(error.details() or "")
-    kind = exception_for(code, _trailer(error, REASON_TRAILER))
+    kind = exception_for(code, trailer(error, REASON_TRAILER))
     if code is grpc.StatusCode.UNAVAILABLE:
         reason = _tls_reason(details)
         if reason is not None:
@@ -163,7 +163,7 @@ def error_from_code(number: int, message: str, reason: str) -> VistazoError:
     return kind(one_line(message) or f"the server answered {code.name}", code=code)
 
 
-def exception_for(code: grpc.StatusCode, reason: str) -> type[VistazoError]:
+def exception_for(code: grpc.StatusCode, reason: str | None) -> type[VistazoError]:
     """Return the exception for a status and what the server says beside it."""
     if code is grpc.StatusCode.INVALID_ARGUMENT and reason == INVALID_IMAGE_REASON:
         return InvalidImageError
@@ -197,7 +197,7 @@ _TLS_REASONS = (
         "another authority than the given CA signed it, or it is not valid now",
     ),
     (
-        re.compile(r"Hostname Verification Check failed"),
+        re.compile(r"Hostname Verification Check failed|is not in peer certificate"),
         "the certificate of the server at {address} is for another name",
     ),
     (re.compile(r"WRONG_VERSION_NUMBER"), "the server at {address} does not speak TLS"),
@@ -241,13 +241,13 @@ def _message(code: grpc.StatusCode, details: str, *, address: str, timeout: floa
 
 def _retry_after(error: grpc.RpcError) -> float | None:
     """Return the server's pushback in seconds, or None where it sent none that can be read."""
-    pushback = _trailer(error, PUSHBACK_TRAILER)
+    pushback = trailer(error, PUSHBACK_TRAILER) or ""
     return int(pushback) / 1000 if pushback.isdecimal() else None
 
 
-def _trailer(error: grpc.RpcError, key: str) -> str:
-    """Return what the server sent after a failed call under `key`; empty: nothing."""
-    # Pairs, whatever the type stubs say, for blocking and asyncio calls alike.
-    trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
-    value = trailers.get(key, "")
-    return value if isinstance(value, str) else ""
+def trailer(error: grpc.RpcError, key: str) -> str | None:
+    """Return what the server sent after a failed call under `key`; None: nothing."""
+    # Pairs, whatever the type stubs say, for blocking and asyncio calls alike; but dict() takes those of
+    # an older grpc.aio for a mapping, which they are not.
+    pairs = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    return next((value for name, value in pairs if name == key and isinstance(value, str)), None)

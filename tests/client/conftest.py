@@ -171,6 +171,9 @@ class FakeServer:
     stopping: threading.Event
     """Set when the test is over; a script that waits waits for this."""
 
+    stop: Callable[[], None] = lambda: None
+    """Ends the server, as a crash would."""
+
     def never_answer(self) -> None:
         self.service.script = lambda request, context: self.stopping.wait(30)
 
@@ -199,6 +202,7 @@ def start_server(
         port = server.add_secure_port(address, credentials)
     fake.address = f"127.0.0.1:{port}"
     server.start()
+    fake.stop = lambda: server.stop(grace=None).wait()
     return server, fake
 
 
@@ -262,5 +266,23 @@ def start_tls() -> Iterator[Callable[..., FakeServer]]:
 
     yield start
     for server, fake in running:
+        fake.stopping.set()
+        server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def start_at() -> Iterator[Callable[[str], FakeServer]]:
+    """Call it with an address, such as 127.0.0.2:0, to start a server there."""
+    running = {}
+
+    def start(address: str) -> FakeServer:
+        host = address.rpartition(":")[0]
+        server, fake = start_server(address)
+        fake.address = f"{host}:{fake.address.rpartition(':')[2]}"
+        running[fake.address] = (server, fake)
+        return fake
+
+    yield start
+    for server, fake in running.values():
         fake.stopping.set()
         server.stop(grace=None).wait()

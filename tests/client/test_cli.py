@@ -250,6 +250,42 @@ def test_health_of_an_unknown_model_is_an_error(vistazo, server):
     assert result.output == f"Error: the server at {server.address} has no model 'resnet81'\n"
 
 
+def test_health_takes_a_service_by_option_too(vistazo, server):
+    server.set_serving("resnet18", serving=True)
+
+    assert vistazo("health", "--service", "resnet18").output == "SERVING\n"
+    result = vistazo("health", "--service", "resnet18", "lenet")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expected MODEL or --service, got both" in result.stderr
+
+
+def test_health_needs_no_numpy_and_no_server_extra(server):
+    server.set_serving("", serving=True)
+    script = (
+        "import sys\nfrom vistazo_client.cli import main\n"
+        "main(['health'], standalone_mode=False)\n"
+        "print(sorted({'numpy', 'PIL', 'onnxruntime', 'torch'} & set(sys.modules)))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "VISTAZO_SERVER": server.address},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert process.stdout == "SERVING\n[]\n"
+
+
+def test_a_command_tries_again_as_often_as_it_is_told(vistazo, server, folder):
+    server.always(grpc.StatusCode.UNAVAILABLE, "draining")
+
+    for retries in (0, 2):
+        server.service.requests.clear()
+        assert vistazo("classify", folder / "b.jpg", "--retries", retries).exit_code == 1
+        assert len(server.service.requests) == 1 + retries
+
+
 def test_health_waits_when_it_is_told_to(vistazo, server):
     server.set_serving("resnet18", serving=True)
 

@@ -163,6 +163,18 @@ def test_a_stream_outlives_the_drain_of_its_replica(start):
     assert set(labels.values()) == {"red"}
 
 
+def test_connections_that_the_server_ends_for_their_age_are_not_felt(start):
+    server = start("--max-connection-age-seconds", "0.5")
+    with Client(server.address, timeout=30) as client:
+        load = Load(client, callers=4)
+        streamed = dict(client.classify_stream((number, RED) for number in range(2000)))
+        load.stop()
+
+    assert load.errors == []
+    assert len(streamed) == 2000
+    assert {result.top.label for result in streamed.values()} == {"red"}
+
+
 def test_a_rolling_restart_is_not_felt(start):
     servers = [start("--drain-delay-seconds", "0.5") for _ in range(2)]
     with Client(address(servers, "127.0.0.1"), timeout=30) as client, ThreadPoolExecutor() as pool:

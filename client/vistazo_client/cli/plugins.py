@@ -43,9 +43,12 @@ class VistazoGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of this name; a stand-in where its packages are not installed."""
         command = super().get_command(ctx, cmd_name)
-        plugin = self._plugins().get(cmd_name)
-        if command is not None or plugin is None:
+        if command is not None:
+            # Without a look at what is installed, which takes longer than the whole health check.
             return command
+        plugin = self._plugins().get(cmd_name)
+        if plugin is None:
+            return None
         try:
             loaded = plugin.load()
         except ModuleNotFoundError as error:
