@@ -95,7 +95,7 @@ async def test_of_a_thousand_requests_with_some_cancelled_every_other_gets_its_o
                 cancelled += 1
 
     async with serving(tmp_path, max_batch_size=4, preprocess_threads=2) as server:
-        pool = server.server.repository.lease("tiny").loaded.classifier._pool
+        pool = server.server.repository.lease("tiny").loaded.classifier._images._pool
         await server.classify(raw(plain(1, 2, 3)))
         tasks = len(asyncio.all_tasks())
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
