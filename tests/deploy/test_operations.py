@@ -21,14 +21,13 @@ def anchor(heading: str) -> str:
 
 
 def metrics() -> dict[str, tuple[str, ...]]:
-    """Return every metric with its labels."""
-    families = [
-        value for value in vars(Metrics(CollectorRegistry())).values() if hasattr(value, "_labelnames")
-    ]
-    collected = [(next(iter(family.collect())), tuple(family._labelnames)) for family in families]
+    """Return every metric with its labels, also those that only a server with TLS has."""
+    registry = CollectorRegistry()
+    Metrics(registry).watch_certificate(lambda: 0.0)
+    families = [(next(iter(family.collect())), family) for family in registry._collector_to_names]
     return {
-        f"{family.name}_total" if family.type == "counter" else family.name: labels
-        for family, labels in collected
+        f"{shown.name}_total" if shown.type == "counter" else shown.name: tuple(family._labelnames)
+        for shown, family in families
     }
 
 
