@@ -14,6 +14,9 @@ from pydantic.fields import FieldInfo
 
 from vistazo_server.settings import Settings
 
+OTHER_FILES: Final = 128
+"""Beside a file for each connection: models, metrics, the log, grpc's own."""
+
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
 
 # Objects that are made before the collector of reference cycles looks for garbage among them. A request
@@ -83,6 +86,8 @@ def _run(settings: Settings) -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
 
+    _allow_files(settings.max_connections)
+
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -96,6 +101,27 @@ def _run(settings: Settings) -> None:
     import uvloop  # noqa: PLC0415
 
     uvloop.run(main())
+
+
+def _allow_files(connections: int) -> None:
+    """Raise the process's limit of open files to what `connections` need; 0: any number."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415
+
+    import structlog  # noqa: PLC0415
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + OTHER_FILES if connections else hard
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or (needed != unlimited and soft >= needed):
+        return
+    allowed = needed if hard == unlimited else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        structlog.get_logger(__name__).warning(
+            "few_open_files", limit=allowed, max_connections=connections, to_do="raise ulimit -Hn"
+        )
 
 
 def _stop(stop: asyncio.Event, number: signal.Signals) -> None:

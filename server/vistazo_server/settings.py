@@ -106,8 +106,8 @@ class Settings(BaseSettings):
     kilobytes can claim gigabytes."""
 
     max_connections: NonNegativeInt = 1000
-    """Most connections at a time; more are closed as they come. Keep it below the process's limit of open
-    files (ulimit -n). 0: no limit."""
+    """Most connections at a time; more are closed as they come. 0: no limit but the process's of open files
+    (ulimit -Hn)."""
 
     max_streams_per_connection: PositiveInt = 1024
     """Most RPCs at a time on one connection; a client that wants more waits."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 import threading
 import time
 
@@ -129,6 +130,25 @@ def test_in_the_drain_delay_liveness_stays(models):
 
         assert health(channel, LIVENESS) == "SERVING"
         assert server.wait() == 0
+
+
+# Open files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+@pytest.mark.parametrize(("connections", "allowed"), [("500", 628), ("50", 256)])
+def test_the_limit_of_open_files_is_raised_to_what_connections_need(models, connections, allowed):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))  # the process inherits it
+    try:
+        with server_process(models, "--max-connections", connections) as server:
+            soft = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    assert soft == allowed
 
 
 # The end
