@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2
 
 from support.process import server_process
@@ -85,3 +86,24 @@ def test_every_line_of_a_request_has_its_id_and_no_name_of_a_callers_forges_one(
     assert not [line for line in server.log if line["event"] == "listening" and "request_id" in line]
     # Each line was one JSON object.
     assert server.other_output == []
+
+
+async def test_a_failure_of_the_engine_is_logged_with_the_ids_of_those_it_hit(models):
+    """The engine's failure is logged by the device's own task, which belongs to no request."""
+
+    async def fail(samples):
+        samples()
+        raise RuntimeError("broken engine")
+
+    async with serving(models) as server:
+        lease = server.server.repository.lease("tiny")
+        lease.loaded.classifier._batcher._run_batch = fail
+        with structlog.testing.capture_logs() as log:
+            call = server.stub.Classify(
+                pb.ClassifyRequest(images=[RED]), metadata=[("x-request-id", "order-66")]
+            )
+            await ended(call)
+
+    assert await call.code() is grpc.StatusCode.INTERNAL
+    failed = [line for line in log if line["event"] == "request_failed" and "samples" in line]
+    assert [line["request_id"] for line in failed] == ["order-66"]

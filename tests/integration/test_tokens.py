@@ -342,6 +342,27 @@ def test_an_empty_file_is_a_mistake_at_the_start(models, tmp_path):
     assert "expected at least one line NAME SCOPES TOKEN, got none" in " ".join(ended.stderr.split())
 
 
+# Exposure
+
+
+@pytest.mark.parametrize(
+    ("listen", "settings", "warned"),
+    [
+        ("0.0.0.0:0", {}, ["reflection_off"]),
+        ("0.0.0.0:0", {"model_control": "explicit", "load": "*"}, ["model_control_open", "reflection_off"]),
+        ("127.0.0.1:0", {"model_control": "explicit", "load": "*"}, []),
+        ("0.0.0.0:0", {"reflection": True}, []),
+    ],
+)
+async def test_what_others_can_reach_is_said(models, listen, settings, warned):
+    with structlog.testing.capture_logs() as log:
+        async with serving(models, listen=listen, **settings):
+            pass
+
+    said = [line["event"] for line in log if line["event"] in ("model_control_open", "reflection_off")]
+    assert said == warned
+
+
 # Secrets
 
 
