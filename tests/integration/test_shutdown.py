@@ -20,6 +20,8 @@ from vistazo_proto import classification_pb2_grpc as pb_grpc
 
 CALLERS = 8
 COLOURS = {"red": plain(200, 10, 10), "green": plain(10, 200, 10), "blue": plain(10, 10, 200)}
+# From a caller's call to the server's having read it, on a machine with more to do.
+ARRIVAL_SECONDS = 0.1
 NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 
@@ -99,11 +101,12 @@ def test_what_was_accepted_is_answered_and_what_comes_later_is_unavailable(loade
 
     assert load.wrong == []
     assert load.answered >= CALLERS
-    # One caller at a time on each connection: what was under way at the signal was accepted.
-    assert [sent - before for sent in load.refused if sent < before] == []
+    # One caller at a time on each connection: what had arrived when the signal came was accepted.
+    assert [sent - before for sent in load.refused if sent < before - ARRIVAL_SECONDS] == []
     assert status == 0
     events = [line["event"] for line in server.log]
-    assert events[-2:] == ["draining", "stopped"]
+    # Between the two, latecomers may have been told to go elsewhere.
+    assert [event for event in events if event != "request_failed"][-2:] == ["draining", "stopped"]
     assert "request_crashed" not in events
     assert "Traceback" not in "".join(server.other_output)
 
