@@ -302,7 +302,9 @@ class _Rpc:
         code = _code_of(error, context)
         self.ended(code, started)
         if isinstance(error, ServingError):
-            log.info("request_failed", method=self.method, code=code.name, reason=str(error))
+            # Latecomers are expected, and may come by the thousand.
+            tell = log.debug if isinstance(error, DrainingError) else log.info
+            tell("request_failed", method=self.method, code=code.name, reason=str(error))
             let_go(error)
             await _abort(context, error)
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
