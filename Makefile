@@ -12,7 +12,7 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test fuzz soak bench check proto lock wheelhouse clean
+.PHONY: help install demo serve test fuzz soak bench gpu-check perf-analyzer check proto lock wheelhouse clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ gpu-check: $(STAMP) ## Serve on CUDA: provider, parity with the CPU, throughput 
 	$(BIN)/vistazo export resnet18 alexnet vgg16 --models models/gpu --allow-untrained
 	$(BIN)/python -m vistazo_client.bench.gpu --models models/gpu --output bench/gpu.json
 
+perf-analyzer: $(STAMP) ## Fetch NVIDIA's load generator for the test that runs it
+	PYTHON=$(BIN)/python tests/interop/fetch_perf_analyzer.sh .perf_analyzer
+
 check: $(STAMP) ## Lint, format, types, import rules, generated code up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,4 +80,4 @@ wheelhouse: ## Put torch, as pip finds it, where the build of the export image l
 	  --python-version 3.11 --dest wheelhouse $(PIP_ARGS) $(TORCH)
 
 clean: ## Remove what make made
-	rm -rf $(VENV) build dist models .demo
+	rm -rf $(VENV) build dist models .demo .perf_analyzer

@@ -1,0 +1,170 @@
+"""Classifiers made elsewhere, imported, and served to people: the graph's own answers, whatever its shape."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+
+from support.foreign import CLASSES, SIDE, classifier
+from support.images import file
+from support.onnx_zoo import LIGHT
+from support.serving import encoded, probabilities, raw, serving, softmax
+from vistazo_export.importer import ImportRequest, import_model
+from vistazo_export.preset import Preset, to_pixels
+from vistazo_export.sample_images import sample_images
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.23, 0.22, 0.225)
+PRESET = Preset(crop_size=SIDE, resize_size=10, interpolation="bicubic", mean=MEAN, std=STD)
+LABELS = ("ant", "bee", "cat", "dog", "elk")
+
+TYPES = {"UINT8": TensorProto.UINT8, "FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16}
+NUMPY = {"UINT8": np.uint8, "FP32": np.float32, "FP16": np.float16}
+
+
+def import_graph(graph: onnx.ModelProto | Path, folder: Path, *, dtype: str = "FP32") -> Path:
+    """Import a graph, or the file of one, as the model "foreign"; return the repository."""
+    source = folder / "foreign.onnx"
+    if isinstance(graph, Path):
+        source = graph
+    else:
+        source.write_bytes(graph.SerializeToString())
+    fields = {"resize_mode": "SHORTEST_EDGE", "resize_size": 10, "interpolation": "bicubic"}
+    if dtype != "UINT8":
+        fields |= {"mean": MEAN, "std": STD}
+    (folder / "preprocess.json").write_text(json.dumps(fields))
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    request = ImportRequest(
+        source,
+        "foreign",
+        folder / "models",
+        preprocess=str(folder / "preprocess.json"),
+        labels=str(folder / "labels.txt"),
+    )
+    import_model(request)
+    return folder / "models"
+
+
+def prepared(image, *, layout: str = "NCHW", dtype: str = "FP32") -> np.ndarray:
+    """Return an image as a batch of one for the graph, by the formula in the manifest's comments."""
+    values = to_pixels(image, PRESET)
+    if dtype != "UINT8":
+        scaled = values.astype(np.float32) / np.float32(255)
+        values = (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    if layout == "NCHW":
+        values = values.transpose(2, 0, 1)
+    return np.ascontiguousarray(values[np.newaxis]).astype(NUMPY[dtype])
+
+
+def scores(models: Path, batch: np.ndarray, name: str = "foreign") -> np.ndarray:
+    """Return what ONNX Runtime says of a batch, run directly."""
+    path = models / name / "1" / "model.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {session.get_inputs()[0].name: batch})
+    return answer.reshape(-1).astype(np.float64)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", TYPES)
+async def test_an_image_gets_the_graphs_own_answer(tmp_path: Path, layout: str, dtype: str):
+    models = import_graph(classifier(layout=layout, dtype=TYPES[dtype]), tmp_path, dtype=dtype)
+    images = sample_images(3)[:4]
+    async with serving(models) as server:
+        response = await server.classify(*(encoded(file(image)) for image in images), top_k=CLASSES)
+
+    assert len(response.results) == 4
+    for image, result in zip(images, response.results, strict=True):
+        expected = softmax(*scores(models, prepared(image, layout=layout, dtype=dtype)))
+        # A graph of float16 inputs computes in float32 here, on values of 11 bits.
+        assert probabilities(result) == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-4)
+
+
+async def test_probabilities_are_not_softmaxed_again(tmp_path: Path):
+    models = import_graph(classifier(ending="Softmax"), tmp_path)
+    image = sample_images(3)[0]
+    async with serving(models) as server:
+        response = await server.classify(encoded(file(image)), top_k=CLASSES)
+
+    expected = scores(models, prepared(image))
+    assert expected.sum() == pytest.approx(1)
+    assert probabilities(response.results[0]) == pytest.approx(
+        dict(zip(LABELS, expected, strict=True)), abs=1e-5
+    )
+
+
+async def test_raw_pixels_are_normalised_as_files_are(tmp_path: Path):
+    models = import_graph(classifier(), tmp_path)
+    pixels = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    async with serving(models) as server:
+        response = await server.classify(raw(pixels), top_k=CLASSES)
+
+    values = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    expected = softmax(*scores(models, values.transpose(2, 0, 1)[np.newaxis].astype(np.float32)))
+    assert probabilities(response.results[0]) == pytest.approx(
+        dict(zip(LABELS, expected, strict=True)), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_a_fixed_batch_serves_any_number_of_callers(tmp_path: Path, batch: int):
+    models = import_graph(classifier(batch=batch), tmp_path)
+    images = sample_images(3)[:7]
+    async with serving(models) as server:
+        together = await server.classify(*(encoded(file(image)) for image in images), top_k=CLASSES)
+        apart = await asyncio.gather(
+            *(server.classify(encoded(file(image)), top_k=CLASSES) for image in images)
+        )
+
+    for at, image in enumerate(images):
+        # The graph takes no other batch: the image fills it up.
+        full = np.repeat(prepared(image), batch, axis=0)
+        expected = dict(zip(LABELS, softmax(*scores(models, full)[:CLASSES]), strict=True))
+        assert probabilities(together.results[at]) == pytest.approx(expected, abs=1e-5)
+        assert probabilities(apart[at].results[0]) == pytest.approx(expected, abs=1e-5)
+
+
+async def test_weights_in_another_file_are_served(tmp_path: Path):
+    path = tmp_path / "outside.onnx"
+    onnx.save(classifier(), path, save_as_external_data=True, location="outside.data", size_threshold=64)
+    models = import_graph(path, tmp_path)
+    image = sample_images(3)[0]
+    async with serving(models) as server:
+        response = await server.classify(encoded(file(image)), top_k=CLASSES)
+
+    expected = softmax(*scores(models, prepared(image)))
+    assert probabilities(response.results[0]) == pytest.approx(
+        dict(zip(LABELS, expected, strict=True)), abs=1e-5
+    )
+
+
+async def test_weights_in_another_file_that_changed_are_not_served(tmp_path: Path):
+    path = tmp_path / "outside.onnx"
+    onnx.save(classifier(), path, save_as_external_data=True, location="outside.data", size_threshold=64)
+    models = import_graph(path, tmp_path)
+    data = models / "foreign" / "1" / "outside.data"
+    data.write_bytes(bytes([*data.read_bytes()[:-1], 7]))
+    import_model(ImportRequest(LIGHT / "light_squeezenet.onnx", "sound", models, preprocess="none"))
+    async with serving(models) as server:
+        assert await server.health_of("foreign") == "NOT_SERVING"
+        assert await server.health_of("sound") == "SERVING"
+
+
+async def test_scores_with_dimensions_of_one_behind_are_classes(tmp_path: Path):
+    import_model(
+        ImportRequest(
+            LIGHT / "light_squeezenet.onnx",
+            "squeezenet",
+            tmp_path / "models",
+            preprocess="imagenet",
+            labels="imagenet",
+        )
+    )
+    async with serving(tmp_path / "models") as server:
+        response = await server.classify(encoded(file(sample_images(3)[0])), top_k=1000)
+
+    assert sum(probabilities(response.results[0]).values()) == pytest.approx(1, abs=1e-3)
+    assert len(response.results[0].predictions.predictions) == 1000
