@@ -129,6 +129,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
             )
         # 1: some failed. More: it could not be collected, or the process ended.
         assert completed.returncode in {0, 1}, completed.stdout[-4000:] + completed.stderr[-4000:]
+        # What a client does is never an error of the server's, and it has nothing to say outside its log.
+        errors = [line for line in server.log if line["level"] in {"error", "critical"}]
+        assert [line for line in errors if line["event"] != "model_failed"] == []
+        assert server.other_output == []
         return read_report(report)
 
     return run

@@ -484,6 +484,23 @@ def test_an_error_on_a_stream_leaves_it_open(client, tensor, inbox):
     assert np.array_equal(result.as_numpy("OUTPUT0"), A + B)
 
 
+def test_streams_that_are_dropped_with_answers_under_way(client, tensor, inbox, until, metric):
+    """L0_grpc_state_cleanup: CleanUpTest.test_decoupled_cancellation, at every stage of an answer."""
+    large = np.zeros((1, 100_000), np.float32)
+    for received in range(10):
+        client.start_stream(inbox.callback)
+        for _ in range(20):
+            client.async_stream_infer("identity_fp32", [tensor(large)])
+        for _ in range(received):
+            inbox.result()
+        client.stop_stream(cancel_requests=True)
+        while not inbox.items.empty():
+            inbox.items.get()
+
+    until(lambda: metric("vistazo_inference_in_flight_requests", model="identity_fp32") == 0)
+    assert client.infer("identity_fp32", [tensor(large)]).as_numpy("OUTPUT0").shape == large.shape
+
+
 async def test_the_asyncio_client_does_all_of_it(server, tensor):
     """L0_grpc: simple_grpc_aio_infer_client."""
     async with aio.InferenceServerClient(server.address) as client:
