@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # What may come and go: a burst of connections, an arena of the allocator, a thread of grpc's pool. And what
-# stays: of each RPC that its caller cancels, grpcio keeps some tens of bytes (1.85; a server without any of our
-# code does so, too), which in ten minutes of 400 a second is 10 to 20 MB.
+# stays: of each RPC that its caller cancels, grpcio keeps some tens of bytes (1.85, and also without any of
+# our code), which in ten minutes of 400 a second is 10 to 20 MB.
 ALLOWED_MEMORY_SHARE = 0.06
 ALLOWED_MEMORY_MB = 24.0
 ALLOWED_FILES = 16
