@@ -110,6 +110,7 @@ class ModelLoader:
             device=self.device,
             allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
             threads=self.threads,
+            gpu_memory=settings.gpu_memory_mb << 20,
             batch_limit=BatchLimit(
                 ceiling=min(settings.max_batch_size or most, most),
                 is_fixed=settings.max_batch_size > 0,

@@ -1,4 +1,4 @@
-"""OnnxModel: one ONNX Runtime session, run on its device's engine thread."""
+"""OnnxModel: one ONNX Runtime session for each instance of the device, run on its engine's threads."""
 
 import asyncio
 import functools
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 import onnxruntime as ort
@@ -69,9 +70,10 @@ class BatchLimit:
 class OnnxModel:
     """A loaded model.onnx. Open it with `load`, end it with `close`; neither is done by constructing.
 
-    `engine` has one thread, which all models of the device share: their runs never overlap, and what is
-    handed in follows without a gap. Two sessions that run at once on the same cores are slower than one
-    after the other (microsoft/onnxruntime#17011).
+    `engine` has one thread unless several instances are wanted, and all models of the device share it: their
+    runs never overlap, and what is handed in follows without a gap. Two sessions that run at once on the same
+    cores are slower than one after the other (microsoft/onnxruntime#17011). With several instances, each has
+    a session of its own: runs of one session share one CUDA stream (microsoft/onnxruntime#27089).
 
     Samples and rows are as `signature` says, which is known once it is loaded: of an image model's exports,
     uint8 H×W×C in, and float32 with one value a class out.
@@ -89,13 +91,16 @@ class OnnxModel:
         allow_cpu_fallback: bool,
         threads: int,
         batch_limit: BatchLimit,
+        gpu_memory: int = 0,
     ) -> None:
         self._path = path
         self._spec = spec
         self._threads = threads
         self._allow_cpu_fallback = allow_cpu_fallback
-        self._runner: Runner | None = None
-        self._is_closed = False
+        self._gpu_memory = gpu_memory
+        # Those that nothing runs on at the moment: as many as the engine has threads, once it is loaded.
+        self._runners: SimpleQueue[Runner] = SimpleQueue()
+        self._is_loaded = self._is_closed = False
         # A sample to warm up with; none when nobody knows what the graph takes.
         self._zero: Sample | None = None
         self._engine = engine
@@ -123,15 +128,15 @@ class OnnxModel:
         )
 
     async def close(self) -> None:
-        """Wait for the runs that were handed in, then free the session.
+        """Wait for the runs that were handed in, then free the sessions.
 
         A load that is under way, whose caller was cancelled, ends at its next run.
         """
         self._is_closed = True
-        await self._engine.run(self._free, expected_seconds=0.0)
-
-    def _free(self) -> None:
-        self._runner = None
+        # One of these waits for each runner: it gets none before the last run gave it back.
+        for _ in range(self._engine.instances if self._is_loaded else 0):
+            await self._engine.run(self._runners.get, expected_seconds=0.0)
+        self._is_loaded = False
 
     def _load(self) -> None:
         session = self._start_session()
@@ -142,21 +147,37 @@ class OnnxModel:
             (self._zero,) = zeros(signature)
         self.signature = signature
         self._batch_limit = replace(self._batch_limit, ceiling=_ceiling(signature, self._batch_limit.ceiling))
-        self._runner = runner_for(session, signature, max_batch_size=self._batch_limit.ceiling)
-        if self.device == "cpu" and self._threads > 1 and self._is_small():
+        runner = self._runner(session, self._batch_limit.ceiling)
+        if self.device == "cpu" and self._threads > 1 and self._is_small(runner):
             self._threads = 1
             session = self._start_session()
-            self._runner = runner_for(session, signature, max_batch_size=self._batch_limit.ceiling)
-        self._warm_up()
-        # With a buffer of the size of what will be run.
-        self._runner = runner_for(session, signature, max_batch_size=self.max_batch_size)
+            runner = self._runner(session, self._batch_limit.ceiling)
+        self._warm_up(runner)
+        # With buffers of the size of what will be run.
+        runners = [self._runner(session, self.max_batch_size)]
+        for _ in range(1, self._engine.instances):
+            another = self._runner(self._start_session(), self.max_batch_size)
+            if self._zero is not None:
+                for size in reversed(batch_buckets(self.max_batch_size)):
+                    self._run_zeros(another, self._zero, size)
+            runners.append(another)
+        for runner in runners:
+            self._runners.put(runner)
+        self._is_loaded = True
+
+    def _runner(self, session: ort.InferenceSession, max_batch_size: int) -> Runner:
+        return runner_for(session, self.signature, max_batch_size=max_batch_size, device=self.device)
 
     def _start_session(self) -> ort.InferenceSession:
         # It ends the process at some transformers in FP16 (ONNX Runtime 1.32).
         precision = self._spec.precision
         skip_layout_pass = precision == "fp16" or (not precision and has_half_weights(self._path))
         start = functools.partial(
-            create_session, self._path, threads=self._threads, skip_layout_pass=skip_layout_pass
+            create_session,
+            self._path,
+            threads=self._threads,
+            skip_layout_pass=skip_layout_pass,
+            gpu_memory=self._gpu_memory,
         )
         session = start(device=self.device)
         # ONNX Runtime falls back to the CPU without a word (microsoft/onnxruntime#23372).
@@ -201,45 +222,48 @@ class OnnxModel:
             )
         return with_sample_shape(signature, image.input_tensor, shape)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, runner: Runner) -> None:
         """Measure batch sizes, and choose the largest that will be run where that was left open."""
         self.max_batch_size = self._batch_limit.ceiling
         if self._zero is None:
             return
-        sizes = self._sizes_to_measure(self._zero)
+        sizes = self._sizes_to_measure(runner, self._zero)
         for _ in range(_WARM_UP_ROUNDS):
             # Round by round, not size by size: a neighbour's busy second then spoils no size's figure.
             for size in sizes:
-                self.latency.set(size, min(self._run_zeros(self._zero, size), self.latency.seconds(size)))
+                seconds = self._run_zeros(runner, self._zero, size)
+                self.latency.set(size, min(seconds, self.latency.seconds(size)))
         self.max_batch_size = self._batch_limit.choose(self.latency.table())
 
-    def _is_small(self) -> bool:
+    def _is_small(self, runner: Runner) -> bool:
         zero = self._zero
         if zero is None:
             return False
-        return min(self._run_zeros(zero, 1) for _ in range(1 + _WARM_UP_ROUNDS)) < SMALL_RUN_SECONDS
+        return min(self._run_zeros(runner, zero, 1) for _ in range(1 + _WARM_UP_ROUNDS)) < SMALL_RUN_SECONDS
 
-    def _sizes_to_measure(self, zero: Sample) -> list[int]:
+    def _sizes_to_measure(self, runner: Runner, zero: Sample) -> list[int]:
         """Run each batch size that may be served a first time, which is not timed well, and return them."""
         buckets = batch_buckets(self._batch_limit.ceiling)
         if self._batch_limit.is_fixed or self.device == "cuda":
             for size in reversed(buckets):  # the largest first: the arena is sized once
-                self.latency.set(size, self._run_zeros(zero, size))
+                self.latency.set(size, self._run_zeros(runner, zero, size))
             return buckets
         # On the CPU a batch is hardly faster than its samples one by one, and the large ones cost seconds
         # of start-up and hundreds of megabytes of arena. What runs this long would only keep others waiting.
         for at, size in enumerate(buckets):
-            seconds = self._run_zeros(zero, size)
+            seconds = self._run_zeros(runner, zero, size)
             self.latency.set(size, seconds)
             if seconds > _LONGEST_CPU_RUN_SECONDS:
                 return buckets[: at + 1]
         return buckets
 
-    def _run_zeros(self, zero: Sample, size: int) -> float:
+    def _run_zeros(self, runner: Runner, zero: Sample, size: int) -> float:
         """Return the seconds of one run of `size` samples of zeros. Raises ModelLoadError."""
         started = time.monotonic()
         try:
-            rows = self._running().run([zero] * size)
+            if self._is_closed:
+                raise RuntimeError("the model is not loaded")  # noqa: TRY301  nobody waits for it any more
+            rows = runner.run([zero] * size)
         except Exception as error:
             raise ModelLoadError(
                 f"{self._path} fails at batch {size}: {one_line(error, characters=300)}"
@@ -259,17 +283,17 @@ class OnnxModel:
                     f"manifest has {len(labels)} labels"
                 )
 
-    def _running(self) -> Runner:
-        if self._runner is None or self._is_closed:
-            raise RuntimeError("the model is not loaded")
-        return self._runner
-
     def _run_taken(self, take: Callable[[], Sequence[Sample]]) -> Ran:
         began = time.monotonic()
         samples = take()
         if not samples:
             return Ran(rows=(), began=began, seconds=0.0)
-        rows = self._running().run(samples, self.runs)
+        # There is one for each thread of the engine.
+        runner = self._runners.get_nowait()
+        try:
+            rows = runner.run(samples, self.runs)
+        finally:
+            self._runners.put(runner)
         return Ran(rows=rows, began=began, seconds=time.monotonic() - began)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import onnxruntime as ort
 
+from vistazo_server.bound_runner import BoundRunner
 from vistazo_server.graph import Sample, arrays_of
 from vistazo_server.outputs import BatchOutputs, Row
 from vistazo_server.statistics import RunStatistics
@@ -23,12 +24,16 @@ class Runner(Protocol):
         """
 
 
-def runner_for(session: ort.InferenceSession, signature: Signature, *, max_batch_size: int) -> Runner:
-    """Return the fastest runner that the signature allows."""
+def runner_for(
+    session: ort.InferenceSession, signature: Signature, *, max_batch_size: int, device: str
+) -> Runner:
+    """Return the fastest runner that the signature allows on `device`, cpu or cuda."""
     first, *others = signature.inputs
     stacks = signature.is_batched and first.is_fixed and first.datatype != BYTES
     # A batch fixed at more than 1 has to be filled up.
     if stacks and signature.fixed_batch < 2 and not others:
+        if device != "cpu":
+            return BoundRunner(session, signature, max_batch_size=max_batch_size, device=device)
         return StackingRunner(session, signature, max_batch_size=max_batch_size)
     return GraphRunner(session, signature)
 

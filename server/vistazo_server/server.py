@@ -107,12 +107,12 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
         metrics_port = _start_metrics(settings.metrics_listen, metrics.registry, stack)
         device = choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
         metrics.set_build_info(onnxruntime=onnxruntime.__version__, device=device)
-        threads = settings.threads or cpu_budget()
+        threads = settings.threads or max(cpu_budget() // settings.instances, 1)
         pool = PreprocessPool(threads=settings.preprocess_threads or cpu_budget(), limit=settings.queue_limit)
         stack.callback(pool.close)
-        engine = Engine()
+        engine = Engine(instances=settings.instances)
         stack.callback(engine.close)
-        scheduler = await stack.enter_async_context(DeviceScheduler())
+        scheduler = await stack.enter_async_context(DeviceScheduler(instances=settings.instances))
         loader = ModelLoader(
             settings=settings,
             device=device,

@@ -37,12 +37,13 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], *, allow_cpu_fallback:
 
 
 def create_session(
-    path: Path, *, device: Device, threads: int, skip_layout_pass: bool = False
+    path: Path, *, device: Device, threads: int, skip_layout_pass: bool = False, gpu_memory: int = 0
 ) -> ort.InferenceSession:
     """Return a session for the model at `path`; ask it which provider it really took.
 
     `threads` run one inference on the CPU. `skip_layout_pass`: do without its blocked layout for
-    convolutions. Raises ModelLoadError.
+    convolutions. `gpu_memory`: most bytes of the session's arena on the GPU, 0: no limit. Raises
+    ModelLoadError.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads if device == "cpu" else 1
@@ -52,7 +53,8 @@ def create_session(
     options.log_severity_level = 3
     providers: list[Any] = [PROVIDER["cpu"]]
     if device == "cuda":
-        providers.insert(0, (PROVIDER["cuda"], _CUDA_OPTIONS))
+        limit = {"gpu_mem_limit": str(gpu_memory)} if gpu_memory else {}
+        providers.insert(0, (PROVIDER["cuda"], _CUDA_OPTIONS | limit))
     else:
         _share_cpu_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")

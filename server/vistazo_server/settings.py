@@ -69,6 +69,13 @@ class Settings(BaseSettings):
     threads: NonNegativeInt = 0
     """Threads of one inference on the CPU. 0: as many as the affinity mask and the cgroup quota allow."""
 
+    instances: Annotated[int, Field(ge=1, le=16)] = 1
+    """Batches that run at once on the device, each on a session with weights of its own. More than 1 may pay
+    on a large GPU that one batch does not fill; on the CPU the instances share the threads."""
+
+    gpu_memory_mb: NonNegativeInt = 0
+    """Most memory of each session's arena on the GPU, in MiB. 0: no limit."""
+
     preprocess_threads: NonNegativeInt = 0
     """Threads that decode and resize images. 0: one for each CPU of the same budget."""
 

@@ -140,7 +140,7 @@ def test_one_input_of_a_fixed_shape_has_the_fast_runner():
 def runner(model, *, max_batch_size=8):
     session = session_of(model)
     signature = read_signature(session, PATH, image_input=None)
-    return runner_for(session, signature, max_batch_size=max_batch_size)
+    return runner_for(session, signature, max_batch_size=max_batch_size, device="cpu")
 
 
 @pytest.mark.parametrize("kind", [StackingRunner, GraphRunner])
@@ -195,7 +195,7 @@ def test_rows_that_do_not_count_the_samples_are_refused():
 
 def test_runs_at_a_time_have_buffers_of_their_own():
     session = session_of(identity())
-    run = runner_for(session, read_signature(session, PATH, image_input=None), max_batch_size=2)
+    run = runner_for(session, read_signature(session, PATH, image_input=None), max_batch_size=2, device="cpu")
     first = run._take_buffer()
     second = run._take_buffer()
 
