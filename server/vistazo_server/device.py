@@ -19,8 +19,14 @@ FORMED_AHEAD: Final = 1
 
 # Callers that were answered together come back together, within a moment that is short beside a network's
 # round trip. An idle device gives them this long, if that has paid of late: without it, the first of them
-# rides alone and all others wait for its run. Measured with LeNet and 64 callers: batches of 5 became 20.
+# rides alone and all others wait for its run.
 COMPANY_SECONDS: Final = 0.001
+# Where the event loop's thread is this busy, requests wait in any case, if not here then on their way here,
+# and in larger batches each costs less of it. The wait then goes on, while it pays, for up to the other.
+SATURATED_SHARE: Final = 0.7
+SATURATED_SECONDS: Final = 0.01
+# Over how long the loop's load is measured.
+LOAD_SECONDS: Final = 0.05
 # Weight of the last wait in the average of whether it paid.
 COMPANY_WEIGHT: Final = 0.2
 # Once in so many starts the wait is made to find out; each time in vain, twice as seldom, down to the other.
@@ -73,6 +79,30 @@ class DeviceQueue(Protocol):
         """Form a batch that is predicted to begin at `begins_at`; None when nobody could make it."""
 
 
+class _LoopLoad:
+    """How busy the event loop's thread was of late."""
+
+    def __init__(self, clock: Callable[[], float], cpu_clock: Callable[[], float] | None) -> None:
+        self._clock = clock
+        self._cpu_clock = cpu_clock
+        self._since = -math.inf
+        self._cpu_then = 0.0
+        self._share = 0.0
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether it had hardly a pause; ask from its thread."""
+        if self._cpu_clock is None:
+            return False
+        now = self._clock()
+        if now - self._since >= LOAD_SECONDS:
+            cpu = self._cpu_clock()
+            # After a long silence this says little about now, but it errs towards idle.
+            self._share = (cpu - self._cpu_then) / (now - self._since)
+            self._since, self._cpu_then = now, cpu
+        return self._share >= SATURATED_SHARE
+
+
 class DeviceScheduler:
     """Decides which model's batch runs next on one device. Use as `async with`.
 
@@ -82,12 +112,20 @@ class DeviceScheduler:
     still grow is formed when the device comes free, so that late arrivals may join it.
 
     `clock` returns seconds and must run like the event loop's own (`time.monotonic`, unless the loop's time
-    is virtual). The engine must begin what it is given in the order given, `instances` at a time.
+    is virtual); `cpu_clock` the CPU time of its thread (`time.thread_time`; None: it counts as idle). The
+    engine must begin what it is given in the order given, `instances` at a time.
     """
 
-    def __init__(self, *, instances: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        instances: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] | None = None,
+    ) -> None:
         self._instances = instances
         self._clock = clock
+        self._load = _LoopLoad(clock, cpu_clock)
         self._queues: list[DeviceQueue] = []
         self._changed = asyncio.Event()
         # In the order in which the engine was given them.
@@ -159,22 +197,35 @@ class DeviceScheduler:
 
     def _expects_company(self, queue: DeviceQueue) -> bool:
         """Return whether the idle device should give `queue` a moment to grow."""
-        if self._in_flight or queue.has_full_batch():
-            return False
-        if queue.earliest_deadline() - self._clock() - 2 * queue.backlog() < COMPANY_SECONDS:
+        if self._in_flight or not self._has_time_for_company(queue):
             return False
         if self._company >= 0.5:
             return True
         self._starts_until_probe -= 1
         return self._starts_until_probe <= 0
 
+    def _has_time_for_company(self, queue: DeviceQueue) -> bool:
+        """Return whether the batch can grow, and nobody's deadline is in the way of a moment more."""
+        if queue.has_full_batch():
+            return False
+        return queue.earliest_deadline() - self._clock() - 2 * queue.backlog() >= COMPANY_SECONDS
+
     async def _wait_for_company(self, queue: DeviceQueue) -> None:
-        before = queue.queued_samples
-        await asyncio.sleep(COMPANY_SECONDS)
-        came = queue.queued_samples > before
+        until = self._clock() + (SATURATED_SECONDS if self._load.is_saturated else COMPANY_SECONDS)
+        came = await self._sees_arrivals(queue)
         self._company += COMPANY_WEIGHT * (came - self._company)
         self._probe_interval = FIRST_PROBE if came else min(2 * self._probe_interval, LAST_PROBE)
         self._starts_until_probe = self._probe_interval
+
+        more = came
+        while more and self._clock() < until and self._has_time_for_company(queue):
+            more = await self._sees_arrivals(queue)
+
+    async def _sees_arrivals(self, queue: DeviceQueue) -> bool:
+        """Return, after a moment, whether somebody arrived in it."""
+        before = queue.queued_samples
+        await asyncio.sleep(COMPANY_SECONDS)
+        return queue.queued_samples > before
 
     def _start(self, run: Run) -> None:
         begins = len(self._in_flight) < self._instances

@@ -41,6 +41,11 @@ def current() -> str:
     return _current.get()
 
 
+def is_made_up() -> bool:
+    """Return whether the request under way has an id that its caller does not know yet."""
+    return _current.get().startswith(_PREFIX)
+
+
 def identify(caller: str) -> None:
     """Say who sent the request under way: the name that its token was given to."""
     _caller.set(caller)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -112,7 +113,9 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
         stack.callback(pool.close)
         engine = Engine(instances=settings.instances)
         stack.callback(engine.close)
-        scheduler = await stack.enter_async_context(DeviceScheduler(instances=settings.instances))
+        scheduler = await stack.enter_async_context(
+            DeviceScheduler(instances=settings.instances, cpu_clock=time.thread_time)
+        )
         loader = ModelLoader(
             settings=settings,
             device=device,
@@ -138,7 +141,13 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             tracing = Tracing.to_collector(settings.otlp_endpoint)
         if tracing is not None:
             stack.push_async_callback(tracing.close)
-        interceptor = RpcInterceptor(metrics, grpc_server, tokens=tokens, tracing=tracing)
+        interceptor = RpcInterceptor(
+            metrics,
+            grpc_server,
+            tokens=tokens,
+            tracing=tracing,
+            tells_every_id=settings.log_level == "debug",
+        )
         # Has what the generated functions use of a server.
         registrar = cast("grpc.aio.Server", interceptor)
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(

@@ -1,4 +1,4 @@
-"""Request ids: in the trailer of every answer, and in every line that the log has of the request."""
+"""Request ids: in every line that the log has of a request, and in the trailer wherever that is of use."""
 
 import grpc
 import pytest
@@ -50,15 +50,24 @@ async def test_the_refused_get_their_id_beside_the_advice_when_to_retry(slow_mod
 
 
 @pytest.mark.parametrize("sent", ["", "two words", "x" * 129])
-async def test_without_a_sane_id_each_request_gets_one(models, sent):
-    async with serving(models) as server:
+async def test_without_a_sane_id_each_request_that_the_log_mentions_gets_one(models, sent):
+    async with serving(models) as server, serving(models, log_level="debug") as talkative:
         ids = set()
         for _ in range(10):
-            call = server.stub.ListModels(pb.ListModelsRequest(), metadata=[("x-request-id", sent)])
+            failing = server.stub.GetModel(pb.GetModelRequest(name="no"), metadata=[("x-request-id", sent)])
+            ids.add((await ended(failing))["x-request-id"])
+            call = talkative.stub.ListModels(pb.ListModelsRequest(), metadata=[("x-request-id", sent)])
             ids.add((await ended(call))["x-request-id"])
 
-    assert len(ids) == 10
+    assert len(ids) == 20
     assert sent not in ids
+
+
+async def test_an_answer_that_nothing_mentions_brings_no_id_that_nobody_sent(models):
+    async with serving(models) as server:
+        trailers = await ended(server.stub.Classify(pb.ClassifyRequest(images=[RED])))
+
+    assert "x-request-id" not in trailers
 
 
 def test_every_line_of_a_request_has_its_id_and_no_name_of_a_callers_forges_one(models):
