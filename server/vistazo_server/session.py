@@ -20,8 +20,8 @@ _SAME_AS_REQUESTED: Final = 1
 _DEFAULT: Final = -1
 
 
-# Threads that spin while they wait for work take the CPU from decoding and from gRPC. But to wake them for each
-# operator costs 1 ms of ResNet18's 18: they spin for the moment between two operators, and not between runs.
+# Threads that spin while they wait for work take the CPU from decoding and from gRPC. But to wake them for
+# each operator costs a share of each run: they spin for the moment between two, and not between runs.
 _SPIN_MICROSECONDS: Final = 50
 _SPINNING: Final = (
     ("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS)),
