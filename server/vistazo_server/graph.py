@@ -1,5 +1,6 @@
 """What a graph takes and gives, read from its ONNX Runtime session, and what its samples and rows are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from vistazo_server.tensors import BYTES, DTYPES, FREE, Array, Signature, Tensor
 Sample = Array | tuple[Array, ...]
 """One sample: the array of a model's one input, or a tuple with one array for each of several."""
 
-# What a free dimension may be at warm-up: small networks for digits take 28 to 32, most others 224.
-_GUESSES: Final = (1, 32, 224)
+# What a free dimension may be at warm-up: most networks take 224, small ones for digits 28 to 32.
+_GUESSES: Final = (224, 32, 1)
+# With several free dimensions a guess is passed over for a smaller one.
+_MOST_ELEMENTS: Final = 1 << 22
 
 
 def read_signature(session: ort.InferenceSession, path: Path, *, image_input: str | None) -> Signature:
@@ -87,16 +90,21 @@ def without_batch(signature: Signature) -> Signature:
 
 def zeros(signature: Signature) -> list[Sample]:
     """Return samples to warm up with, the likeliest first: where sizes are free, several are worth a try."""
-    guesses = (1,) if all(spec.is_fixed for spec in signature.inputs) else _GUESSES
+    if all(spec.is_fixed for spec in signature.inputs):
+        return [_zeros(signature, 1)]
     return [
-        _sample(
-            [
-                _empty(spec, [guess if size == FREE else size for size in spec.dims])
-                for spec in signature.inputs
-            ]
-        )
-        for guess in guesses
+        _zeros(signature, guess)
+        for guess in _GUESSES
+        if all(math.prod(_guessed(spec, guess)) <= _MOST_ELEMENTS for spec in signature.inputs)
     ]
+
+
+def _zeros(signature: Signature, guess: int) -> Sample:
+    return _sample([_empty(spec, _guessed(spec, guess)) for spec in signature.inputs])
+
+
+def _guessed(spec: TensorSpec, guess: int) -> list[int]:
+    return [guess if size == FREE else size for size in spec.dims]
 
 
 def _empty(spec: TensorSpec, shape: Sequence[int]) -> Array:

@@ -42,9 +42,10 @@ def _models_table(models: Sequence[ModelInfo]) -> Table:
     )
     for model in models:
         state = f"{model.state}: {model.reason}" if model.reason else str(model.state)
-        shape = (
-            f"{model.input_height}×{model.input_width}×{model.input_channels}" if model.input_height else ""
-        )
+        shape = f"{model.input_height}×{model.input_width}×{model.input_channels}"
+        if not model.input_height:
+            # Served over Open Inference only; before it is loaded, nobody knows.
+            shape = "tensors" if model.max_batch_size else ""
         table.add_row(
             Text(model.name),
             Text(model.version),
