@@ -272,8 +272,9 @@ async def test_the_queue_delay_alone_decides_how_many_executions(queue_delay, in
 async def test_two_models_do_not_share_a_batch_though_together_they_would_fill_one():
     """test_multi_batch_different_shape: one sample of each, where two would be a batch.
 
-    Differs: a model has one input shape here, so two shapes are two models. For Triton the second shape ends
-    the wait of the first at once; here each sits out its own delay.
+    Differs: our batcher does not look at shapes (the runner keeps those of one model apart), so two models
+    stand for them. For Triton the second shape ends the wait of the first at once; here each sits out its own
+    delay.
     """
     engine = FakeEngine()
     async with two_models(engine, 2, 2) as (one, other):
