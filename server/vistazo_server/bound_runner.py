@@ -1,6 +1,5 @@
 """BoundRunner: batches through buffers that stay on the device, with ONNX Runtime's IO binding."""
 
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -8,14 +7,13 @@ import numpy as np
 import onnxruntime as ort
 
 from vistazo_server.graph import Sample
-from vistazo_server.outputs import BatchOutputs, Row
-from vistazo_server.statistics import RunStatistics
+from vistazo_server.runner import Runner
 from vistazo_server.tensors import Array, Signature, TensorSpec
 
 _DEVICE_ID: Final = 0
 
 
-class BoundRunner:
+class BoundRunner(Runner[Any]):
     """For one input of a fixed shape, on CUDA: a batch is copied into device memory that is allocated once.
 
     Handed over as an array, each batch would be allocated anew on the device, and the arena of a busy server
@@ -27,9 +25,8 @@ class BoundRunner:
     def __init__(
         self, session: ort.InferenceSession, signature: Signature, *, max_batch_size: int, device: str
     ) -> None:
+        super().__init__(session, signature)
         (self._input,) = signature.inputs
-        self._session = session
-        self._outputs = signature.outputs
         self._device = device
         self._buffers: list[_Buffer] = []
         size = 1
@@ -39,37 +36,21 @@ class BoundRunner:
         # One for each batch size, made when it first comes: bounded by the largest.
         self._bindings: dict[int, Any] = {}
 
-    def run(self, samples: Sequence[Sample], statistics: RunStatistics | None = None) -> Sequence[Row]:
-        """Return the rows, as Runner says."""
+    def _feed(self, samples: Sequence[Sample]) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
         count = len(samples)
-        began = time.perf_counter()
         buffer = next(buffer for buffer in self._buffers if buffer.size >= count)
         for into, sample in enumerate(samples):
             buffer.host[into] = sample
         buffer.device.update_inplace(buffer.host)
-        copied = time.perf_counter()
         if count not in self._bindings:
             self._bindings[count] = self._bind(buffer, count)
-        binding = self._bindings[count]
-        self._session.run_with_iobinding(binding)
-        ran = time.perf_counter()
-        outputs = BatchOutputs(tuple(binding.copy_outputs_to_cpu()))
-        for spec, array in zip(self._outputs, outputs.arrays, strict=True):
-            if len(array) != count:
-                raise ValueError(
-                    f"the output {spec.name!r} of a batch of {count} has the shape {list(array.shape)}"
-                )
-        rows = [Row(outputs, index) for index in range(count)]
-        if statistics is not None:
-            statistics.ran(
-                count,
-                input_seconds=copied - began,
-                infer_seconds=ran - copied,
-                output_seconds=time.perf_counter() - ran,
-            )
-        return rows
+        return self._bindings[count]
 
-    def _bind(self, buffer: "_Buffer", count: int) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
+    def _compute(self, feed: Any) -> tuple[Array, ...]:  # noqa: ANN401
+        self._session.run_with_iobinding(feed)
+        return tuple(feed.copy_outputs_to_cpu())
+
+    def _bind(self, buffer: "_Buffer", count: int) -> Any:  # noqa: ANN401
         binding = self._session.io_binding()
         shape = [count, *self._input.dims]
         binding.bind_input(
@@ -80,8 +61,8 @@ class BoundRunner:
             shape,
             buffer.device.data_ptr(),
         )
-        for spec in self._outputs:
-            binding.bind_output(spec.name, "cpu")
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
         return binding
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 import onnxruntime as ort
 import structlog
 
 from vistazo_server.batcher import Ran
+from vistazo_server.bound_runner import BoundRunner
 from vistazo_server.engine import Engine
 from vistazo_server.errors import ModelLoadError, one_line
 from vistazo_server.graph import Sample, read_signature, with_sample_shape, zeros
@@ -22,7 +23,7 @@ from vistazo_server.manifest import ModelSpec
 from vistazo_server.onnx_file import has_half_weights
 from vistazo_server.outputs import Row
 from vistazo_server.probe import settle
-from vistazo_server.runner import Runner, runner_for
+from vistazo_server.runner import GraphRunner, Runner, StackingRunner, has_one_fixed_input
 from vistazo_server.session import PROVIDER, Device, create_session
 from vistazo_server.statistics import RunStatistics
 from vistazo_server.tensors import FREE, Signature, TensorSpec, describe
@@ -99,7 +100,7 @@ class OnnxModel:
         self._allow_cpu_fallback = allow_cpu_fallback
         self._gpu_memory = gpu_memory
         # Those that nothing runs on at the moment: as many as the engine has threads, once it is loaded.
-        self._runners: SimpleQueue[Runner] = SimpleQueue()
+        self._runners: SimpleQueue[Runner[Any]] = SimpleQueue()
         self._is_loaded = self._is_closed = False
         # A sample to warm up with; none when nobody knows what the graph takes.
         self._zero: Sample | None = None
@@ -165,7 +166,7 @@ class OnnxModel:
             self._runners.put(runner)
         self._is_loaded = True
 
-    def _runner(self, session: ort.InferenceSession, max_batch_size: int) -> Runner:
+    def _runner(self, session: ort.InferenceSession, max_batch_size: int) -> Runner[Any]:
         return runner_for(session, self.signature, max_batch_size=max_batch_size, device=self.device)
 
     def _start_session(self) -> ort.InferenceSession:
@@ -222,7 +223,7 @@ class OnnxModel:
             )
         return with_sample_shape(signature, image.input_tensor, shape)
 
-    def _warm_up(self, runner: Runner) -> None:
+    def _warm_up(self, runner: Runner[Any]) -> None:
         """Measure batch sizes, and choose the largest that will be run where that was left open."""
         self.max_batch_size = self._batch_limit.ceiling
         if self._zero is None:
@@ -235,14 +236,14 @@ class OnnxModel:
                 self.latency.set(size, min(seconds, self.latency.seconds(size)))
         self.max_batch_size = self._batch_limit.choose(self.latency.table())
 
-    def _is_small(self, runner: Runner) -> bool:
+    def _is_small(self, runner: Runner[Any]) -> bool:
         zero = self._zero
         # Where sizes are free, what is measured is only a guess at what will come.
         if zero is None or not all(spec.is_fixed for spec in self.signature.inputs):
             return False
         return min(self._run_zeros(runner, zero, 1) for _ in range(1 + _WARM_UP_ROUNDS)) < SMALL_RUN_SECONDS
 
-    def _sizes_to_measure(self, runner: Runner, zero: Sample) -> list[int]:
+    def _sizes_to_measure(self, runner: Runner[Any], zero: Sample) -> list[int]:
         """Run each batch size that may be served a first time, which is not timed well, and return them."""
         buckets = batch_buckets(self._batch_limit.ceiling)
         if self._batch_limit.is_fixed or self.device == "cuda":
@@ -258,7 +259,7 @@ class OnnxModel:
                 return buckets[: at + 1]
         return buckets
 
-    def _run_zeros(self, runner: Runner, zero: Sample, size: int) -> float:
+    def _run_zeros(self, runner: Runner[Any], zero: Sample, size: int) -> float:
         """Return the seconds of one run of `size` samples of zeros. Raises ModelLoadError."""
         started = time.monotonic()
         try:
@@ -296,6 +297,17 @@ class OnnxModel:
         finally:
             self._runners.put(runner)
         return Ran(rows=rows, began=began, seconds=time.monotonic() - began)
+
+
+def runner_for(
+    session: ort.InferenceSession, signature: Signature, *, max_batch_size: int, device: Device
+) -> Runner[Any]:
+    """Return the fastest runner that the signature allows on `device`."""
+    if not has_one_fixed_input(signature):
+        return GraphRunner(session, signature)
+    if device == "cpu":
+        return StackingRunner(session, signature, max_batch_size=max_batch_size)
+    return BoundRunner(session, signature, max_batch_size=max_batch_size, device=device)
 
 
 def _ceiling(signature: Signature, ceiling: int) -> int:

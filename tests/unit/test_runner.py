@@ -11,9 +11,10 @@ from support.graphs import graph, identity, mean_of_any_size, sum_and_difference
 from support.tiny import tiny_model
 from vistazo_server.errors import ModelLoadError
 from vistazo_server.graph import join_rows, read_signature, split_samples
+from vistazo_server.model import runner_for
 from vistazo_server.onnx_file import has_half_weights
 from vistazo_server.probe import settle
-from vistazo_server.runner import GraphRunner, StackingRunner, runner_for
+from vistazo_server.runner import GraphRunner, StackingRunner
 from vistazo_server.statistics import RunStatistics
 from vistazo_server.tensors import FREE
 
@@ -193,13 +194,15 @@ def test_rows_that_do_not_count_the_samples_are_refused():
             run([np.zeros(3, np.float32)])
 
 
-def test_runs_at_a_time_have_buffers_of_their_own():
+def test_runners_of_one_session_share_no_buffer():
     session = session_of(identity())
-    run = runner_for(session, read_signature(session, PATH, image_input=None), max_batch_size=2, device="cpu")
-    first = run._take_buffer()
-    second = run._take_buffer()
+    signature = read_signature(session, PATH, image_input=None)
+    one, other = (runner_for(session, signature, max_batch_size=2, device="cpu") for _ in range(2))
+    first = one._feed([np.full(3, 1, np.float32)])
+    second = other._feed([np.full(3, 2, np.float32)])
 
     assert not np.shares_memory(first, second)
+    assert (first.tolist(), second.tolist()) == ([[1, 1, 1]], [[2, 2, 2]])
 
 
 @pytest.mark.parametrize(
