@@ -2,11 +2,13 @@
 
 The rules, each tested by its name in tests/unit/test_batcher.py:
 
-1. An idle engine never waits (unless a queue delay was asked for). While it is busy, arrivals queue and
-   leave together when it comes free.
+1. While the engine is busy, arrivals queue and leave together when it comes free. An idle engine does not
+   wait, unless a queue delay was asked for; a moment in which company has come of late is up to the
+   DeviceScheduler.
 2. Admission: a request is refused at once when the queue is full, or when its predicted finish is past
    its deadline. The prediction is the time left of the running batch, plus the batches ahead, by the
-   LatencyModel (early drop: Shen et al., "Nexus", SOSP 2019).
+   LatencyModel, the last of them as full as the arrivals of the last second will make it (early drop:
+   Shen et al., "Nexus", SOSP 2019).
 3. Just before a batch is formed, requests that can no longer make it leave the queue. Expiry and
    cancellation do not wait for the running batch.
 4. A batch counts samples, not requests. A request larger than a batch is split over several.
