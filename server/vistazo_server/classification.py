@@ -107,8 +107,7 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
     ) -> pb.ClassifyStreamResponse:
         """Return the answer to one request of a stream, its error included."""
         if request.HasField("timeout_ms"):
-            own = time.monotonic() + request.timeout_ms / 1000
-            deadline = own if deadline is None else min(own, deadline)
+            deadline = sooner(deadline, request.timeout_ms / 1000)
         try:
             response = await self._classify(request.request, deadline)
         except ServingError as error:
@@ -129,3 +128,9 @@ def call_deadline(context: Context) -> float | None:
     # grpc gives None without a deadline; its stubs forget that.
     remaining = cast("float | None", context.time_remaining())
     return None if remaining is None else time.monotonic() + remaining
+
+
+def sooner(deadline: float | None, timeout: float) -> float:
+    """Return the earlier of a call's deadline and the end of `timeout` seconds, a request's own, from now."""
+    own = time.monotonic() + timeout
+    return own if deadline is None else min(own, deadline)

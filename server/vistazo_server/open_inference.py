@@ -1,7 +1,6 @@
 """OpenInferenceServicer: decode → call → encode, for each RPC of inference.GRPCInferenceService."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version as package_version
 from typing import Any, Final, NoReturn
@@ -12,7 +11,7 @@ from vistazo_proto import open_inference_pb2 as pb
 from vistazo_proto import open_inference_pb2_grpc as pb_grpc
 from vistazo_server import open_inference_catalog as catalog
 from vistazo_server.catalog import ModelState
-from vistazo_server.classification import STREAM_REQUESTS_IN_FLIGHT, all_cancelled, call_deadline
+from vistazo_server.classification import STREAM_REQUESTS_IN_FLIGHT, all_cancelled, call_deadline, sooner
 from vistazo_server.errors import (
     InvalidRequestError,
     ModelNotFoundError,
@@ -227,8 +226,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 predictor.refused(error)
                 raise
             if command.timeout is not None:
-                own = time.monotonic() + command.timeout
-                deadline = own if deadline is None else min(own, deadline)
+                deadline = sooner(deadline, command.timeout)
             tensors = await predictor.predict(
                 command.inputs, images=command.images, outputs=command.outputs, deadline=deadline
             )
