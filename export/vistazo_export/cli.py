@@ -21,10 +21,8 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 # 128 + 15, as a shell reports a process that SIGTERM ended.
 TERMINATED = 143
 
-
-@click.command("export")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option(
+# What more than one of the commands takes.
+_repository = click.option(
     "--models",
     "repository",
     metavar="DIR",
@@ -33,6 +31,25 @@ TERMINATED = 143
     show_default=True,
     help="The model repository; created where it does not exist.",
 )
+_weights_mirror = click.option(
+    "--weights-mirror",
+    metavar="URL",
+    envvar="VISTAZO_WEIGHTS_MIRROR",
+    show_envvar=True,
+    help="Folder on another host that has the published files under the same names; hashes are checked.",
+)
+_max_batch = click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    help="The largest batch that is checked and that a server may run; 1 where an imported graph fixes it.",
+)
+
+
+@click.command("export")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@_repository
 @click.option(
     "--weights",
     metavar="pretrained|untrained|NAME|FILE",
@@ -48,13 +65,7 @@ TERMINATED = 143
     help="Class labels, one per line; their number sets the network's number of classes.",
 )
 @click.option("--name", metavar="NAME", default="", help="Name in the repository, if not the network's.")
-@click.option(
-    "--weights-mirror",
-    metavar="URL",
-    envvar="VISTAZO_WEIGHTS_MIRROR",
-    show_envvar=True,
-    help="Folder on another host that has the published files under the same names; hashes are checked.",
-)
+@_weights_mirror
 @click.option(
     "--allow-untrained",
     is_flag=True,
@@ -74,13 +85,7 @@ TERMINATED = 143
     help="Images to calibrate int8 with, some hundred like those to be classified; by default our own: "
     "sample photographs, or for grey networks handwritten digits.",
 )
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=32,
-    show_default=True,
-    help="The largest batch that is checked and that a server may run, in images.",
-)
+@_max_batch
 @click.option("--force", is_flag=True, help="Export again though nothing seems to have changed.")
 def export_command(
     *,
@@ -142,15 +147,7 @@ def export_command(
 @click.command("import")
 @click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
 @click.option("--name", metavar="NAME", required=True, help="Name in the repository.")
-@click.option(
-    "--models",
-    "repository",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=Path("models"),
-    show_default=True,
-    help="The model repository; created where it does not exist.",
-)
+@_repository
 @click.option(
     "--preprocess",
     metavar="imagenet|none|FILE",
@@ -173,13 +170,7 @@ def export_command(
     type=click.Choice(["logits", "probabilities"]),
     help="What the scores are; by default found out by running the graph.",
 )
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=32,
-    show_default=True,
-    help="The largest batch that is checked and that a server may run; 1 where the graph fixes it.",
-)
+@_max_batch
 @click.option("--force", is_flag=True, help="Publish a new version though nothing has changed.")
 def import_command(
     *,
@@ -251,13 +242,7 @@ def _edges(size: str) -> tuple[int, int] | None:
     multiple=True,
     help="The file that a model was exported from with --weights FILE; without it, torch is not compared.",
 )
-@click.option(
-    "--weights-mirror",
-    metavar="URL",
-    envvar="VISTAZO_WEIGHTS_MIRROR",
-    show_envvar=True,
-    help="As for `vistazo export`.",
-)
+@_weights_mirror
 def verify_command(
     *, repository: Path, models: tuple[str, ...], weights_files: tuple[Path, ...], weights_mirror: str | None
 ) -> None:
