@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from support.onnx_zoo import LIGHT, LIGHT_NAMES, add_sub, scaled, write_bare, write_slow, write_zoo
+from support.graphs import sum_and_difference, write_graph
+from support.onnx_zoo import LIGHT, LIGHT_NAMES, scaled, write_slow, write_zoo
 from support.process import server_process
 from vistazo_export.exporter import ExportRequest, export_model
 from vistazo_export.importer import ImportRequest, import_model
@@ -58,8 +59,8 @@ def fill_for_inference(models: Path) -> None:
 
 
 def fill_for_control(models: Path) -> None:
-    write_bare(models, "scaled", scaled(1))
-    write_bare(models, "simple", add_sub())
+    write_graph(models, "scaled", scaled(1))
+    write_graph(models, "simple", sum_and_difference())
 
 
 def fill_with_bare_networks(models: Path) -> None:

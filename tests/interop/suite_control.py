@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import aio, service_pb2
 
-from support.onnx_zoo import scaled, write_bare
+from support.graphs import write_graph
+from support.onnx_zoo import scaled
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 ONES = np.ones((1, 4), np.float32)
@@ -38,7 +39,7 @@ def fresh(server, client):
     names = []
 
     def make(name):
-        write_bare(server.models, name, scaled(1))
+        write_graph(server.models, name, scaled(1))
         client.load_model(name)
         names.append(name)
         return name
@@ -117,7 +118,7 @@ def test_a_new_version_takes_over(server, client, ask, fresh):
     """L0_lifecycle: LifeCycleTest.test_dynamic_version_load_unload."""
     name = fresh("growing")
     assert ask(name) == 1
-    write_bare(server.models, name, scaled(2), version=2)
+    write_graph(server.models, name, scaled(2), version=2)
     assert ask(name) == 1
     client.load_model(name)
 
@@ -128,7 +129,7 @@ def test_a_new_version_takes_over(server, client, ask, fresh):
 def test_a_version_that_is_gone_is_not_found(server, client, tensor, refusal, fresh):
     """L0_lifecycle: LifeCycleTest.test_dynamic_version_load_unload, the old version by its number."""
     name = fresh("replaced")
-    write_bare(server.models, name, scaled(2), version=2)
+    write_graph(server.models, name, scaled(2), version=2)
     client.load_model(name)
     error = refusal(client.infer, name, [tensor(ONES)], model_version="1")
 
@@ -175,7 +176,7 @@ def test_no_request_fails_while_versions_change(server, client, ask, fresh):
     for caller in callers:
         caller.start()
     for version in range(2, 8):
-        write_bare(server.models, name, scaled(version), version=version)
+        write_graph(server.models, name, scaled(version), version=version)
         client.load_model(name)
     stop.set()
     for caller in callers:
@@ -263,7 +264,7 @@ def test_statistics_go_on_over_a_reload(client, tensor, fresh, ask):
 
 async def test_the_asyncio_client_loads_and_unloads(server):
     """L0_grpc: the aio client's repository calls."""
-    write_bare(server.models, "async", scaled(1))
+    write_graph(server.models, "async", scaled(1))
     async with aio.InferenceServerClient(server.address) as client:
         await client.load_model("async")
         assert await client.is_model_ready("async")

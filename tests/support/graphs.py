@@ -56,12 +56,14 @@ def graph(
     return model_of(helper.make_graph(list(nodes), "graph", infos(inputs), infos(outputs), initializers))
 
 
-def identity(datatype: str = "FP32", shape: Dims = ("batch", 3)) -> onnx.ModelProto:
-    """Return a model whose output y is its input x."""
+def identity(
+    datatype: str = "FP32", shape: Dims = ("batch", 3), *, takes: str = "x", gives: str = "y"
+) -> onnx.ModelProto:
+    """Return a model whose output is its input."""
     return graph(
-        [helper.make_node("Identity", ["x"], ["y"])],
-        {"x": (datatype, shape)},
-        {"y": (datatype, shape)},
+        [helper.make_node("Identity", [takes], [gives])],
+        {takes: (datatype, shape)},
+        {gives: (datatype, shape)},
     )
 
 
