@@ -20,6 +20,7 @@ for its samples (`_Batch.settle`), and the loop leaves that batch alone until it
 """
 
 import asyncio
+import functools
 import itertools
 import math
 import time
@@ -198,6 +199,13 @@ class _Batch:
             if part.request.started_at is None:
                 part.request.started_at = now
         return [sample for part in self.parts for sample in part.samples]
+
+    def deliver(self, ran: Ran) -> None:
+        """Give each member its rows."""
+        at = 0
+        for part in self.parts:
+            part.deliver(ran.rows[at : at + part.size], batch_size=self.size, seconds=ran.seconds)
+            at += part.size
 
 
 class DynamicBatcher:
@@ -414,18 +422,15 @@ class DynamicBatcher:
         if request.waiting == 0:
             del self._queue[request]
 
-    async def _run(self, batch: _Batch) -> None:
-        """Run a batch and give each member its rows."""
+    async def _run(self, batch: _Batch) -> Callable[[], None]:
+        """Run a batch, and return what gives each member its rows."""
         try:
             ran = await self._ran(batch)
         except Exception as error:
             log.warning("batch_failed", batch_size=batch.size, requests=len(batch.parts), exc_info=error)
             await self._retry_one_by_one(batch)
-            return
-        at = 0
-        for part in batch.parts:
-            part.deliver(ran.rows[at : at + part.size], batch_size=batch.size, seconds=ran.seconds)
-            at += part.size
+            return lambda: None
+        return functools.partial(batch.deliver, ran)
 
     async def _ran(self, batch: _Batch) -> Ran:
         ran = await self._run_batch(lambda: batch.settle(self._clock()))

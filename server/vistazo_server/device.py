@@ -42,8 +42,8 @@ class Run:
 
     seconds: float
     """Predicted."""
-    work: Coroutine[Any, Any, None]
-    """Runs it to its end, answers included."""
+    work: Coroutine[Any, Any, Callable[[], None]]
+    """Runs it, and returns what hands out the answers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -249,17 +249,35 @@ class DeviceScheduler:
 
     async def _watch(self, run: Run, in_flight: _InFlight) -> None:
         try:
-            await run.work
+            try:
+                hand_out = await run.work
+            finally:
+                self._ended(in_flight)
+            try:
+                # The engine first: to encode and send a batch's answers takes the loop milliseconds.
+                self._follow()
+            finally:
+                hand_out()
         except Exception:
             # A bug in one queue must not stop the device for all.
             log.exception("run_failed")
-        finally:
-            self._in_flight.remove(in_flight)
-            # The engine keeps the order: the first that waited begins now.
-            following = next((run for run in self._in_flight if run.began is None), None)
-            if following is not None:
-                following.began = self._clock()
-            self._changed.set()
+
+    def _ended(self, in_flight: _InFlight) -> None:
+        self._in_flight.remove(in_flight)
+        # The engine keeps the order: the first that waited begins now.
+        following = next((run for run in self._in_flight if run.began is None), None)
+        if following is not None:
+            following.began = self._clock()
+        self._changed.set()
+
+    def _follow(self) -> None:
+        """Start the next run at once where requests sat out the last one: they have waited long enough."""
+        queue = self._choose()
+        if queue is None:
+            return
+        run = queue.next_run(begins_at=self._clock() + self._residual())
+        if run is not None:
+            self._start(run)
 
     async def _wait_for_change(self) -> None:
         until = min((queue.ready_at() for queue in self._queues), default=math.inf)

@@ -371,6 +371,24 @@ async def test_a_full_batch_is_formed_ahead_and_follows_without_a_gap():
     assert engine.began == [pytest.approx(moment) for moment in (0.0, 1.0, 2.0)]
 
 
+async def test_the_next_batch_begins_before_the_last_ones_answers_are_handed_out():
+    """To encode and send answers takes the event loop milliseconds, in which the engine would idle."""
+    engine = FakeEngine()
+    begun_by_the_answer = []
+
+    async def caller(batcher):
+        await ask(batcher, 0)
+        begun_by_the_answer.append(len(engine.began))
+
+    async with batching(engine, latency=engine.latency()) as batcher:
+        first = asyncio.create_task(caller(batcher))
+        await asyncio.sleep(0.5)
+        second = ask(batcher, 1)
+        await asyncio.gather(first, second)
+
+    assert begun_by_the_answer == [2]
+
+
 async def test_who_leaves_a_batch_that_was_formed_ahead_costs_no_run():
     engine = FakeEngine()
     async with batching(engine, max_batch_size=2) as batcher:
