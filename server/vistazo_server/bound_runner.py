@@ -46,8 +46,8 @@ class BoundRunner(Runner[Any]):
             self._bindings[count] = self._bind(buffer, count)
         return self._bindings[count]
 
-    def _compute(self, feed: Any) -> tuple[Array, ...]:  # noqa: ANN401
-        self._session.run_with_iobinding(feed)
+    def _compute(self, feed: Any, options: ort.RunOptions | None) -> tuple[Array, ...]:  # noqa: ANN401
+        self._session.run_with_iobinding(feed, options)
         return tuple(feed.copy_outputs_to_cpu())
 
     def _bind(self, buffer: "_Buffer", count: int) -> Any:  # noqa: ANN401

@@ -235,6 +235,9 @@ class OnnxModel:
                 seconds = self._run_zeros(runner, self._zero, size)
                 self.latency.set(size, min(seconds, self.latency.seconds(size)))
         self.max_batch_size = self._batch_limit.choose(self.latency.table())
+        if self.device == "cpu":
+            runner.give_memory_back(self._zero)
+            self._run_zeros(runner, self._zero, self.max_batch_size)
 
     def _is_small(self, runner: Runner[Any]) -> bool:
         zero = self._zero

@@ -3,9 +3,15 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import helper
 
+from support.graphs import graph, write_graph
 from vistazo_server import memory
+from vistazo_server.artifact import verified_spec
+from vistazo_server.engine import Engine
+from vistazo_server.model import BatchLimit, OnnxModel
 
 
 def resident_mb() -> float:
@@ -34,3 +40,42 @@ def test_where_the_library_cannot_it_does_nothing(monkeypatch):
         assert memory._malloc_trim() is None
     finally:
         memory._malloc_trim.cache_clear()
+
+
+SAMPLE_MB = 16
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+async def test_warm_up_keeps_no_memory_for_batches_larger_than_those_that_are_served(tmp_path):
+    width = SAMPLE_MB * 1_000_000 // 4
+    wide = graph(
+        [
+            helper.make_node("Expand", ["x", "shape"], ["wide"]),
+            helper.make_node("Exp", ["wide"], ["powers"]),
+            helper.make_node("ReduceSum", ["powers", "axis"], ["y"]),
+        ],
+        {"x": ("FP32", ("batch", 1))},
+        {"y": ("FP32", ("batch", 1))},
+        shape=np.array([1, width]),
+        axis=np.array([1]),
+    )
+    folder = write_graph(tmp_path, "wide", wide)
+    engine = Engine()
+    model = OnnxModel(
+        folder / "model.onnx",
+        verified_spec(folder, "wide"),
+        engine=engine,
+        device="cpu",
+        allow_cpu_fallback=False,
+        threads=1,
+        # No batch is fast enough for that: one by one.
+        batch_limit=BatchLimit(ceiling=16, is_fixed=False, slo=1e-6),
+    )
+    before = resident_mb()
+    try:
+        await model.load()
+        assert max(model.latency.table()) > model.max_batch_size == 1
+        assert resident_mb() - before < 4 * SAMPLE_MB
+    finally:
+        await model.close()
+        engine.close()
