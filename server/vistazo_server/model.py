@@ -35,6 +35,9 @@ _WARM_UP_ROUNDS: Final = 3
 
 _LONGEST_CPU_RUN_SECONDS: Final = 0.5
 
+# A run longer than this keeps everybody else on the device waiting.
+LONG_RUN_SECONDS: Final = 0.25
+
 # A model that is faster than this for one sample runs on one thread: to wake the others for each operator
 # takes longer than they save, and costs everybody else on the machine.
 SMALL_RUN_SECONDS: Final = 0.001
@@ -337,10 +340,17 @@ def batch_buckets(max_batch_size: int) -> list[int]:
 
 
 def knee(table: Mapping[int, float]) -> int:
-    """Return the smallest batch size that reaches 98 % of the best throughput in a latency table.
+    """Return the batch size to serve by a latency table: the smallest that is nearly as fast as any.
 
-    Beyond it, callers wait longer and nobody is served more.
+    Beyond it, callers wait longer and nobody is served more. Of those with long runs, each has to be clearly
+    faster than all smaller ones: the noise of a measurement must not choose it.
     """
-    throughput = {size: size / (seconds + RUN_OVERHEAD_SECONDS) for size, seconds in table.items()}
-    best = max(throughput.values())
-    return min(size for size, rate in throughput.items() if rate >= best * (1 - KNEE_SHARE))
+    throughput = {size: size / (table[size] + RUN_OVERHEAD_SECONDS) for size in sorted(table)}
+    smallest, *others = throughput
+    short = [smallest, *(size for size in others if table[size] <= LONG_RUN_SECONDS)]
+    best = max(throughput[size] for size in short)
+    chosen = min(size for size in short if throughput[size] >= best * (1 - KNEE_SHARE))
+    for size in sorted(throughput.keys() - short):
+        if throughput[size] * (1 - KNEE_SHARE) > best:
+            chosen, best = size, throughput[size]
+    return chosen
