@@ -190,9 +190,7 @@ class DeviceScheduler:
                 continue
             if self._expects_company(queue):
                 await self._wait_for_company(queue)
-            run = queue.next_run(begins_at=self._clock() + self._residual())
-            if run is not None:
-                self._start(run)
+            if self._start_next(queue):
                 # Let it hand its batch to the engine before the next is looked for.
                 await asyncio.sleep(0)
 
@@ -228,13 +226,18 @@ class DeviceScheduler:
         await asyncio.sleep(COMPANY_SECONDS)
         return queue.queued_samples > before
 
-    def _start(self, run: Run) -> None:
+    def _start_next(self, queue: DeviceQueue) -> bool:
+        """Start the queue's next run, and return whether it had one."""
+        run = queue.next_run(begins_at=self._clock() + self._residual())
+        if run is None:
+            return False
         begins = len(self._in_flight) < self._instances
         in_flight = _InFlight(run.seconds, self._clock() if begins else None)
         self._in_flight.append(in_flight)
         task = asyncio.create_task(self._watch(run, in_flight))
         self._runs.add(task)
         task.add_done_callback(self._runs.discard)
+        return True
 
     def _choose(self) -> DeviceQueue | None:
         if len(self._in_flight) >= self._instances + FORMED_AHEAD:
@@ -273,11 +276,8 @@ class DeviceScheduler:
     def _follow(self) -> None:
         """Start the next run at once where requests sat out the last one: they have waited long enough."""
         queue = self._choose()
-        if queue is None:
-            return
-        run = queue.next_run(begins_at=self._clock() + self._residual())
-        if run is not None:
-            self._start(run)
+        if queue is not None:
+            self._start_next(queue)
 
     async def _wait_for_change(self) -> None:
         until = min((queue.ready_at() for queue in self._queues), default=math.inf)
