@@ -8,12 +8,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from support.cpu_model import cpu_model
 from support.tiny import SIDE, tiny_model, write_model
 from vistazo_server.bound_runner import BoundRunner
-from vistazo_server.engine import Engine
 from vistazo_server.graph import read_signature
-from vistazo_server.manifest import read_manifest
-from vistazo_server.model import BatchLimit, OnnxModel
+from vistazo_server.model import BatchLimit
 from vistazo_server.runner import StackingRunner
 from vistazo_server.statistics import RunStatistics
 
@@ -36,17 +35,8 @@ def samples(count: int, seed: int):
 
 async def test_a_model_runs_as_many_batches_at_once_as_it_has_instances(tmp_path):
     folder = write_model(tmp_path, model=tiny_model(cost=2))
-    engine = Engine(instances=2)
-    model = OnnxModel(
-        folder / "model.onnx",
-        read_manifest(folder / "manifest.json", name="tiny"),
-        engine=engine,
-        device="cpu",
-        allow_cpu_fallback=False,
-        threads=1,
-        batch_limit=BatchLimit(ceiling=4, is_fixed=True),
-    )
-    try:
+    limit = BatchLimit(ceiling=4, is_fixed=True)
+    with cpu_model(folder, "tiny", batch_limit=limit, instances=2) as model:
         await model.load()
         both_run = threading.Barrier(2, timeout=30)
 
@@ -61,8 +51,6 @@ async def test_a_model_runs_as_many_batches_at_once_as_it_has_instances(tmp_path
         first, second = await asyncio.gather(model.run(take(1)), model.run(take(2)))
         (again,) = await asyncio.gather(model.run(lambda: samples(3, 1)))
         await model.close()
-    finally:
-        engine.close()
 
     assert np.array_equal(values(first.rows), values(again.rows))
     assert not np.array_equal(values(first.rows), values(second.rows))

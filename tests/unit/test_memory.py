@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from support.cpu_model import cpu_model
 from support.graphs import graph, write_graph
 from vistazo_server import memory
-from vistazo_server.artifact import verified_spec
-from vistazo_server.engine import Engine
-from vistazo_server.model import BatchLimit, OnnxModel
+from vistazo_server.model import BatchLimit
 
 
 def resident_mb() -> float:
@@ -60,22 +59,11 @@ async def test_warm_up_keeps_no_memory_for_batches_larger_than_those_that_are_se
         axis=np.array([1]),
     )
     folder = write_graph(tmp_path, "wide", wide)
-    engine = Engine()
-    model = OnnxModel(
-        folder / "model.onnx",
-        verified_spec(folder, "wide"),
-        engine=engine,
-        device="cpu",
-        allow_cpu_fallback=False,
-        threads=1,
-        # No batch is fast enough for that: one by one.
-        batch_limit=BatchLimit(ceiling=16, is_fixed=False, slo=1e-6),
-    )
+    # No batch is fast enough for that: one by one.
+    limit = BatchLimit(ceiling=16, is_fixed=False, slo=1e-6)
     before = resident_mb()
-    try:
+    with cpu_model(folder, "wide", batch_limit=limit) as model:
         await model.load()
         assert max(model.latency.table()) > model.max_batch_size == 1
         assert resident_mb() - before < 4 * SAMPLE_MB
-    finally:
         await model.close()
-        engine.close()

@@ -5,12 +5,11 @@ import asyncio
 
 import pytest
 
+from support.cpu_model import cpu_model
 from support.serving import until
 from support.tiny import tiny_model, write_model
-from vistazo_server.artifact import verified_spec
-from vistazo_server.engine import Engine
 from vistazo_server.errors import ModelLoadError
-from vistazo_server.model import BatchLimit, OnnxModel, batch_buckets, knee
+from vistazo_server.model import BatchLimit, batch_buckets, knee
 
 
 @pytest.mark.parametrize(
@@ -64,17 +63,8 @@ def heavy(tmp_path):
     """A model whose warm-up takes seconds: its largest batch first, then four smaller ones, each four
     times."""
     folder = write_model(tmp_path, model=tiny_model(cost=100))
-    engine = Engine()
-    yield OnnxModel(
-        folder / "model.onnx",
-        verified_spec(folder, "tiny"),
-        engine=engine,
-        device="cpu",
-        allow_cpu_fallback=False,
-        threads=1,
-        batch_limit=BatchLimit(ceiling=16, is_fixed=True),
-    )
-    engine.close()
+    with cpu_model(folder, "tiny", batch_limit=BatchLimit(ceiling=16, is_fixed=True)) as model:
+        yield model
 
 
 async def test_a_load_that_is_given_up_while_it_warms_up_ends_at_its_next_run(heavy):
