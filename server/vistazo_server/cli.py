@@ -76,6 +76,9 @@ def serve_command(context: click.Context, /, **options: object) -> None:
 
 
 def _run(settings: Settings) -> None:
+    from vistazo_server.memory import limit_arenas  # noqa: PLC0415
+
+    limit_arenas()
     from vistazo_server.server import serve  # noqa: PLC0415
 
     # The engine's thread needs the interpreter's lock to hand over its rows, and a busy event loop keeps it

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from vistazo_server import request_id, tracing
 from vistazo_server.access import Metadata, Tokens, authorize
 from vistazo_server.codec import pushback_ms
+from vistazo_server.deadline import Context, seconds_left
 from vistazo_server.errors import DrainingError, InvalidRequestError, ServingError, let_go
 from vistazo_server.metrics import Metrics
 from vistazo_server.outcome import DEADLINE_TOLERANCE
@@ -43,8 +44,6 @@ LONGEST_NOTICE_SECONDS: Final = 1.0
 """There are callers that never do."""
 
 _STATUS_OF_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RpcInterceptor:
@@ -367,8 +366,8 @@ def _code_of(error: BaseException, context: Context) -> grpc.StatusCode:
         return error.code
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         # The caller went away, or its deadline passed while the handler ran.
-        remaining = cast("float | None", context.time_remaining())  # the stubs forget the None
-        late = remaining is not None and remaining < DEADLINE_TOLERANCE
+        left = seconds_left(context)
+        late = left is not None and left < DEADLINE_TOLERANCE
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
     if isinstance(error, grpc.aio.AbortError):
         return _STATUS_OF_NUMBER.get(cast("int", context.code()), grpc.StatusCode.UNKNOWN)
@@ -376,6 +375,10 @@ def _code_of(error: BaseException, context: Context) -> grpc.StatusCode:
 
 
 async def _abort(context: Context, error: ServingError) -> None:
+    if seconds_left(context) == 0:
+        # The caller gave up when it did, a little earlier than the server. Nobody reads a status any more,
+        # and of each that cannot be sent grpcio keeps some hundred bytes for ever (grpc/grpc#43360).
+        raise asyncio.CancelledError
     trailers = [(request_id.KEY, request_id.current())]
     if error.retry_after is not None:
         trailers.append((PUSHBACK_KEY, str(pushback_ms(error.retry_after))))

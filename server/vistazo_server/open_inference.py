@@ -1,17 +1,16 @@
 """OpenInferenceServicer: decode → call → encode, for each RPC of inference.GRPCInferenceService."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from importlib.metadata import version as package_version
 from typing import Any, Final, NoReturn
-
-import grpc.aio
 
 from vistazo_proto import open_inference_pb2 as pb
 from vistazo_proto import open_inference_pb2_grpc as pb_grpc
 from vistazo_server import open_inference_catalog as catalog
+from vistazo_server import stream
 from vistazo_server.catalog import ModelState
-from vistazo_server.classification import STREAM_REQUESTS_IN_FLIGHT, all_cancelled, call_deadline, sooner
+from vistazo_server.deadline import Context, call_deadline, sooner
 from vistazo_server.errors import (
     InvalidRequestError,
     ModelNotFoundError,
@@ -22,8 +21,6 @@ from vistazo_server.errors import (
 )
 from vistazo_server.open_inference_codec import decode_infer_request, encode_infer_response
 from vistazo_server.repository import ModelRepository
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 EXTENSIONS: Final = ("classification", "model_configuration", "model_repository", "parameters", "statistics")
 """Triton's names of those of its extensions that this server has."""
@@ -138,33 +135,13 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         deadline = call_deadline(context)
-        # They are worked on together and answered in the order they came in, as Triton does: its clients may
-        # send no ids.
-        answers: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(STREAM_REQUESTS_IN_FLIGHT)
-        tasks: set[asyncio.Task[pb.ModelStreamInferResponse]] = set()
-
-        async def read() -> None:
-            try:
-                async for request in request_iterator:
-                    # Given back when the answer is sent: a caller that does not read is not read from.
-                    await room.acquire()
-                    task = asyncio.create_task(self._stream_answer(request, deadline))
-                    tasks.add(task)
-                    answers.put_nowait(task)
-                    del request  # while the next is waited for, and when the stream is cut
-            finally:
-                answers.put_nowait(None)
-
-        reader = asyncio.create_task(read())
-        try:
-            while (answer := await answers.get()) is not None:
-                yield await answer
-                tasks.discard(answer)
-                room.release()
-            await reader  # raises what ended the reading
-        finally:
-            await all_cancelled(reader, *tasks)
+        # In the order they came in, as Triton does: its clients may send no ids.
+        answered = stream.answers(
+            request_iterator, lambda request: self._stream_answer(request, deadline), in_order=True
+        )
+        async with aclosing(answered):
+            async for response in answered:
+                yield response
 
     async def RepositoryIndex(  # noqa: N802, D102
         self, request: pb.RepositoryIndexRequest, context: Context
@@ -240,10 +217,6 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         """Return the answer to one request of a stream, its error included."""
         try:
             response = await self._infer(request, deadline)
-        except asyncio.CancelledError as error:
-            let_go(error)
-            del request
-            raise
         except ServingError as error:
             let_go(error)
             return pb.ModelStreamInferResponse(

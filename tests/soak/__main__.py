@@ -83,7 +83,7 @@ class Soak:
     async def _watch(self, channel: grpc.aio.Channel, began: float) -> None:
         health, next_line = health_pb2_grpc.HealthStub(channel), 0.0
         while not self._ended.is_set():
-            now = look(self._server.process.pid, began)
+            now = look(self._server.process.pid, began, sum(self.tally.codes.values()))
             self.looks.append(now)
             try:
                 answer = await health.Check(health_pb2.HealthCheckRequest(service="tiny"), timeout=10)

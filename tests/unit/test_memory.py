@@ -1,5 +1,7 @@
 """Freed memory goes back to the system."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,12 +35,59 @@ def test_freed_memory_is_given_back():
 
 def test_where_the_library_cannot_it_does_nothing(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    memory._malloc_trim.cache_clear()
+    memory._glibc.cache_clear()
     try:
         memory.give_back()
-        assert memory._malloc_trim() is None
+        memory.limit_arenas()
+        assert memory._glibc("malloc_trim") is None
     finally:
-        memory._malloc_trim.cache_clear()
+        memory._glibc.cache_clear()
+
+
+HEAPS_OF_EIGHT_THREADS = """
+import ctypes, sys, threading
+from vistazo_server import memory
+if sys.argv[1] == "limited":
+    memory.limit_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+libc.fclose.argtypes = [ctypes.c_void_p]
+together = threading.Barrier(8)
+def use():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+out = libc.fopen(sys.argv[2].encode(), b"w")
+libc.malloc_info(0, ctypes.c_void_p(out))
+libc.fclose(out)
+"""
+
+
+def heaps(tmp_path, *, limited: bool, env: dict[str, str] | None = None) -> int:
+    """Return how many of glibc's heaps eight threads share in a process of their own."""
+    told = tmp_path / "malloc.xml"
+    arguments = ["limited" if limited else "as glibc has it", str(told)]
+    inherited = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    subprocess.run(
+        [sys.executable, "-c", HEAPS_OF_EIGHT_THREADS, *arguments], env=inherited | (env or {}), check=True
+    )
+    return told.read_text().count("<heap nr=")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_threads_share_a_few_heaps(tmp_path):
+    assert heaps(tmp_path, limited=False) > 2
+    assert heaps(tmp_path, limited=True) == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_the_operator_may_choose_how_many_heaps(tmp_path):
+    assert heaps(tmp_path, limited=True, env={"MALLOC_ARENA_MAX": "4"}) == 4
 
 
 SAMPLE_MB = 16

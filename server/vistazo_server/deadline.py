@@ -1,0 +1,25 @@
+"""A call's deadline: grpc gives the seconds left, the server counts in time.monotonic's."""
+
+import time
+from typing import Any, cast
+
+import grpc.aio
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def seconds_left(context: Context) -> float | None:
+    """Return the seconds until the call's deadline, 0 once it has passed; None when the caller sent none."""
+    return cast("float | None", context.time_remaining())  # grpc's stubs forget the None
+
+
+def call_deadline(context: Context) -> float | None:
+    """Return the caller's deadline in time.monotonic's seconds; None when it sent none."""
+    left = seconds_left(context)
+    return None if left is None else time.monotonic() + left
+
+
+def sooner(deadline: float | None, timeout: float) -> float:
+    """Return the earlier of a call's deadline and the end of `timeout` seconds, a request's own, from now."""
+    own = time.monotonic() + timeout
+    return own if deadline is None else min(own, deadline)
