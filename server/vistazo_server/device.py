@@ -22,7 +22,8 @@ FORMED_AHEAD: Final = 1
 # rides alone and all others wait for its run.
 COMPANY_SECONDS: Final = 0.001
 # Where the event loop's thread is this busy, requests wait in any case, if not here then on their way here,
-# and in larger batches each costs less of it. The wait then goes on, while it pays, for up to the other.
+# and in larger batches each costs less of it. The moment is then always given, and goes on, while somebody
+# comes, for up to the other.
 SATURATED_SHARE: Final = 0.7
 SATURATED_SECONDS: Final = 0.01
 # Over how long the loop's load is measured.
@@ -198,7 +199,7 @@ class DeviceScheduler:
         """Return whether the idle device should give `queue` a moment to grow."""
         if self._in_flight or not self._has_time_for_company(queue):
             return False
-        if self._company >= 0.5:
+        if self._company >= 0.5 or self._load.is_saturated:
             return True
         self._starts_until_probe -= 1
         return self._starts_until_probe <= 0
@@ -274,10 +275,14 @@ class DeviceScheduler:
         self._changed.set()
 
     def _follow(self) -> None:
-        """Start the next run at once where requests sat out the last one: they have waited long enough."""
+        """Start the next run at once where requests sat out the last one: they have waited long enough.
+
+        Unless the loop's thread is the limit: then those who are on their way here had better ride along.
+        """
         queue = self._choose()
-        if queue is not None:
-            self._start_next(queue)
+        if queue is None or (self._load.is_saturated and self._has_time_for_company(queue)):
+            return
+        self._start_next(queue)
 
     async def _wait_for_change(self) -> None:
         until = min((queue.ready_at() for queue in self._queues), default=math.inf)

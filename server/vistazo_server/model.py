@@ -15,7 +15,7 @@ import structlog
 
 from vistazo_server.batcher import Ran
 from vistazo_server.bound_runner import BoundRunner
-from vistazo_server.engine import Engine
+from vistazo_server.engine import INLINE_SECONDS, Engine
 from vistazo_server.errors import ModelLoadError, one_line
 from vistazo_server.graph import Sample, read_signature, with_sample_shape, zeros
 from vistazo_server.latency import LatencyModel
@@ -128,12 +128,19 @@ class OnnxModel:
         await asyncio.to_thread(self._load)
 
     async def run(self, take: Callable[[], Sequence[Sample]]) -> Ran:
-        """Run a batch on the engine's thread; `take()` gives its samples, 0 to max_batch_size."""
-        # How many samples there will be is settled as the run begins; the largest batch is the safe guess.
-        return await self._engine.run(
-            functools.partial(self._run_taken, take),
-            expected_seconds=self.latency.seconds(self.max_batch_size),
-        )
+        """Run a batch, a short one on the event loop; `take()` gives its samples, 0 to max_batch_size."""
+        if self._may_run_inline and self._engine.is_idle:
+            # It begins now, so who rides is settled now, and with that how long it takes.
+            samples = take()
+            if self.latency.seconds(len(samples)) < INLINE_SECONDS:
+                return self._run_samples(samples)
+            return await self._engine.run(functools.partial(self._run_samples, samples))
+        return await self._engine.run(lambda: self._run_samples(take()))
+
+    @property
+    def _may_run_inline(self) -> bool:
+        # While CUDA computes, the loop has better things to do; and several instances run at once.
+        return self.device == "cpu" and self._engine.instances == 1
 
     async def close(self) -> None:
         """Wait for the runs that were handed in, then free the sessions.
@@ -143,7 +150,7 @@ class OnnxModel:
         self._is_closed = True
         # One of these waits for each runner: it gets none before the last run gave it back.
         for _ in range(self._engine.instances if self._is_loaded else 0):
-            await self._engine.run(self._runners.get, expected_seconds=0.0)
+            await self._engine.run(self._runners.get)
         self._is_loaded = False
 
     def _load(self) -> None:
@@ -295,9 +302,8 @@ class OnnxModel:
                     f"manifest has {len(labels)} labels"
                 )
 
-    def _run_taken(self, take: Callable[[], Sequence[Sample]]) -> Ran:
+    def _run_samples(self, samples: Sequence[Sample]) -> Ran:
         began = time.monotonic()
-        samples = take()
         if not samples:
             return Ran(rows=(), began=began, seconds=0.0)
         # There is one for each thread of the engine.

@@ -3,12 +3,14 @@
 import asyncio
 import dataclasses
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from support.engine import FakeEngine, ask, batching, now, sample, until_queued, values
 from vistazo_server.batcher import Answer, DynamicBatcher
-from vistazo_server.device import COMPANY_SECONDS, DeviceScheduler, Run
+from vistazo_server.device import COMPANY_SECONDS, LOAD_SECONDS, SATURATED_SECONDS, DeviceScheduler, Run
 from vistazo_server.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
@@ -482,6 +484,54 @@ async def test_a_request_without_time_to_spare_is_not_kept_waiting_for_company()
         for value in range(100):
             answer = await batcher.infer([sample(value)], deadline=now() + 0.0025)
             assert answer.queue_seconds == 0.0
+
+
+@asynccontextmanager
+async def on_a_busy_loop(engine: FakeEngine, *, max_batch_size: int) -> AsyncIterator[DynamicBatcher]:
+    """Hold a batcher whose event loop's thread has not had a pause for a while."""
+    clock = asyncio.get_running_loop().time
+    device = DeviceScheduler(clock=clock, cpu_clock=clock)
+    async with batching(engine, max_batch_size=max_batch_size, device=device) as batcher:
+        await batcher.infer([sample(99)])
+        await asyncio.sleep(2 * LOAD_SECONDS)
+        engine.batches.clear()
+        yield batcher
+
+
+async def test_on_a_busy_loop_those_who_trickle_in_ride_together_from_the_first_on():
+    engine = FakeEngine(seconds=0.0003)
+    async with on_a_busy_loop(engine, max_batch_size=4) as batcher:
+        tasks = []
+        for value in range(8):
+            tasks.append(ask(batcher, value))
+            await asyncio.sleep(0.6 * COMPANY_SECONDS)
+        await asyncio.gather(*tasks)
+
+    assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+async def test_on_a_busy_loop_nobody_waits_for_company_longer_than_the_limit():
+    engine = FakeEngine(seconds=0.0003)
+    async with on_a_busy_loop(engine, max_batch_size=1000) as batcher:
+        first = ask(batcher, 0)
+        others = []
+        while not first.done():
+            others.append(ask(batcher, 1))
+            await asyncio.sleep(0.6 * COMPANY_SECONDS)
+        await asyncio.gather(*others)
+
+    assert first.result().queue_seconds == pytest.approx(SATURATED_SECONDS, abs=COMPANY_SECONDS)
+
+
+async def test_on_a_busy_loop_who_is_left_over_from_a_full_batch_finds_company_too():
+    engine = FakeEngine(seconds=0.0003)
+    async with on_a_busy_loop(engine, max_batch_size=4) as batcher:
+        tasks = [ask(batcher, value) for value in range(5)]
+        await asyncio.sleep(COMPANY_SECONDS)
+        tasks += [ask(batcher, value) for value in range(5, 8)]
+        await asyncio.gather(*tasks)
+
+    assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 async def test_a_device_with_two_instances_runs_two_batches_at_once_and_forms_one_ahead():

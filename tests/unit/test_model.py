@@ -2,14 +2,20 @@
 tests/integration."""
 
 import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
 from support.cpu_model import cpu_model
 from support.serving import until
-from support.tiny import tiny_model, write_model
+from support.tiny import SIDE, tiny_model, write_model
+from vistazo_server.batcher import Ran
+from vistazo_server.engine import INLINE_SECONDS
 from vistazo_server.errors import ModelLoadError
-from vistazo_server.model import BatchLimit, batch_buckets, knee
+from vistazo_server.model import BatchLimit, OnnxModel, batch_buckets, knee
 
 
 @pytest.mark.parametrize(
@@ -86,3 +92,42 @@ async def test_a_load_that_is_given_up_before_it_warms_up_runs_nothing(heavy):
         await heavy.load()
 
     assert heavy.latency.table() == {}
+
+
+async def runs_on(model: OnnxModel, samples: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of the thread that runs a batch of so many samples."""
+    ran_on = []
+
+    def run_samples(batch: Sequence[Any]) -> Ran:
+        ran_on.append(threading.current_thread().name)
+        return OnnxModel._run_samples(model, batch)
+
+    monkeypatch.setattr(model, "_run_samples", run_samples)
+    ran = await model.run(lambda: [np.zeros((SIDE, SIDE, 3), dtype=np.uint8)] * samples)
+
+    assert len(ran.rows) == samples
+    return ran_on[0]
+
+
+async def test_a_short_run_is_made_on_the_event_loop_and_a_long_one_on_the_engines_thread(
+    tmp_path, monkeypatch
+):
+    folder = write_model(tmp_path, model=tiny_model())
+    with cpu_model(folder, "tiny", batch_limit=BatchLimit(ceiling=8, is_fixed=True)) as model:
+        await model.load()
+        model.latency.set(1, 0.5 * INLINE_SECONDS)
+        model.latency.set(8, 2 * INLINE_SECONDS)
+
+        assert await runs_on(model, 1, monkeypatch) == "MainThread"
+        assert (await runs_on(model, 8, monkeypatch)).startswith("engine")
+        await model.close()
+
+
+async def test_several_instances_run_on_their_threads(tmp_path, monkeypatch):
+    folder = write_model(tmp_path, model=tiny_model())
+    limit = BatchLimit(ceiling=8, is_fixed=True)
+    with cpu_model(folder, "tiny", batch_limit=limit, instances=2) as model:
+        await model.load()
+
+        assert (await runs_on(model, 1, monkeypatch)).startswith("engine")
+        await model.close()
