@@ -2,15 +2,24 @@
 
 import asyncio
 import dataclasses
+import itertools
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from support.engine import FakeEngine, ask, batching, now, sample, until_queued, values
 from vistazo_server.batcher import Answer, DynamicBatcher
-from vistazo_server.device import COMPANY_SECONDS, LOAD_SECONDS, SATURATED_SECONDS, DeviceScheduler, Run
+from vistazo_server.device import (
+    COMPANY_SECONDS,
+    IDLE_TURN_SECONDS,
+    IDLE_TURNS,
+    LOAD_SECONDS,
+    SATURATED_SECONDS,
+    DeviceScheduler,
+    Run,
+)
 from vistazo_server.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
@@ -494,44 +503,84 @@ async def on_a_busy_loop(engine: FakeEngine, *, max_batch_size: int) -> AsyncIte
     async with batching(engine, max_batch_size=max_batch_size, device=device) as batcher:
         await batcher.infer([sample(99)])
         await asyncio.sleep(2 * LOAD_SECONDS)
+        await batcher.infer([sample(99)])
         engine.batches.clear()
         yield batcher
 
 
-async def test_on_a_busy_loop_those_who_trickle_in_ride_together_from_the_first_on():
-    engine = FakeEngine(seconds=0.0003)
+async def arrive(batcher: DynamicBatcher, values: Sequence[int], *, turns: int) -> list[asyncio.Task[Answer]]:
+    """Begin a request for each value, `turns` turns of the loop apart."""
+    tasks = []
+    for value in values:
+        tasks.append(ask(batcher, value))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    return tasks
+
+
+async def test_on_a_busy_loop_those_who_come_within_a_few_turns_ride_together():
+    engine = FakeEngine()
     async with on_a_busy_loop(engine, max_batch_size=4) as batcher:
-        tasks = []
-        for value in range(8):
-            tasks.append(ask(batcher, value))
-            await asyncio.sleep(0.6 * COMPANY_SECONDS)
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*await arrive(batcher, range(8), turns=IDLE_TURNS - 4))
 
     assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-async def test_on_a_busy_loop_nobody_waits_for_company_longer_than_the_limit():
-    engine = FakeEngine(seconds=0.0003)
-    async with on_a_busy_loop(engine, max_batch_size=1000) as batcher:
-        first = ask(batcher, 0)
-        others = []
-        while not first.done():
-            others.append(ask(batcher, 1))
-            await asyncio.sleep(0.6 * COMPANY_SECONDS)
-        await asyncio.gather(*others)
+async def test_on_a_busy_loop_nobody_waits_once_it_has_nothing_else_to_do():
+    engine = FakeEngine()
+    async with on_a_busy_loop(engine, max_batch_size=4) as batcher:
+        first, second = await arrive(batcher, (0, 1), turns=IDLE_TURNS + 4)
+        await asyncio.gather(first, second)
 
-    assert first.result().queue_seconds == pytest.approx(SATURATED_SECONDS, abs=COMPANY_SECONDS)
+    assert engine.batches == [[0], [1]]
+    assert first.result().queue_seconds == 0.0
+
+
+async def test_on_an_idle_loop_nobody_is_gathered():
+    engine = FakeEngine()
+    async with batching(engine, max_batch_size=4) as batcher:
+        await asyncio.gather(*await arrive(batcher, range(2), turns=IDLE_TURNS - 4))
+
+    assert engine.batches == [[0], [1]]
 
 
 async def test_on_a_busy_loop_who_is_left_over_from_a_full_batch_finds_company_too():
-    engine = FakeEngine(seconds=0.0003)
+    engine = FakeEngine()
     async with on_a_busy_loop(engine, max_batch_size=4) as batcher:
         tasks = [ask(batcher, value) for value in range(5)]
-        await asyncio.sleep(COMPANY_SECONDS)
-        tasks += [ask(batcher, value) for value in range(5, 8)]
+        await tasks[0]
+        tasks += await arrive(batcher, range(5, 8), turns=1)
         await asyncio.gather(*tasks)
 
     assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+class SlowTurns:
+    """A clock by which each turn of the loop takes a while: it goes on at each look."""
+
+    def __init__(self, seconds: float) -> None:
+        self._looks = itertools.count()
+        self._seconds = seconds
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + next(self._looks) * self._seconds
+
+
+async def test_gathering_ends_when_time_is_up_however_busy_the_loop_is():
+    engine, clock = FakeEngine(), SlowTurns(2 * IDLE_TURN_SECONDS)
+    device = DeviceScheduler(clock=clock, cpu_clock=clock)
+    async with batching(engine, max_batch_size=4, device=device) as batcher:
+        await batcher.infer([sample(99)])
+        await asyncio.sleep(2 * LOAD_SECONDS)
+        await batcher.infer([sample(99)])
+        alone = ask(batcher, 0)
+        began = clock()
+        while len(engine.batches) < 3:
+            await asyncio.sleep(0)
+        waited = clock() - began
+        await alone
+
+    assert 0.5 * SATURATED_SECONDS <= waited <= 2 * SATURATED_SECONDS
 
 
 async def test_a_device_with_two_instances_runs_two_batches_at_once_and_forms_one_ahead():
