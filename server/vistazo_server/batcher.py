@@ -9,8 +9,9 @@ The rules, each tested by its name in tests/unit/test_batcher.py:
    its deadline. The prediction is the time left of the running batch, plus the batches ahead, by the
    LatencyModel, the last of them as full as the arrivals of the last second will make it (early drop:
    Shen et al., "Nexus", SOSP 2019).
-3. Just before a batch is formed, requests that can no longer make it leave the queue. Expiry and
-   cancellation do not wait for the running batch.
+3. Just before a batch is formed, requests that can no longer make it leave the queue. It is then made no
+   larger than leaves its members time to spare, the more the less the last runs were as predicted. Expiry
+   and cancellation do not wait for the running batch.
 4. A batch counts samples, not requests. A request larger than a batch is split over several.
 5. Batch-mates are strangers: one caller's cancellation or failure never touches another's answer. The
    members of a failed batch are retried one by one, once.
@@ -397,6 +398,8 @@ class DynamicBatcher:
         """Take the next batch, which begins at `begins_at`: oldest first, and only who can make it."""
         batch = _Batch()
         tightest = math.inf
+        # As a wait is at admission: a run that by the estimate only just makes it is late half the time.
+        stretch = 1 + self.latency.margin
         is_alone = len(self._queue) == 1 and begins_at <= self._clock()
         needed = self._least_seconds if is_alone else self._device_seconds
         for request in list(itertools.islice(self._queue, self.max_batch_size)):
@@ -405,8 +408,8 @@ class DynamicBatcher:
                 continue
             size = min(batch.size + request.waiting, self.max_batch_size)
             tightest = min(tightest, request.deadline)
-            # Nobody's promise is broken to make the batch larger; who is left goes next.
-            if batch.parts and begins_at + self.latency.seconds(size) > tightest:
+            # Nobody's promise is risked to make the batch larger; who is left goes next.
+            if batch.parts and begins_at + stretch * self.latency.seconds(size) > tightest:
                 break
             self._take(request, size - batch.size, batch)
             if batch.size == self.max_batch_size:

@@ -9,8 +9,8 @@ from typing import Final
 EWMA_WEIGHT = 0.1
 
 
-# A prediction of a wait is stretched by this many mean deviations, as TCP's retransmission timer is
-# (RFC 6298), and by no less and no more than these shares.
+# A prediction on which a promise rests is stretched by this many mean deviations, as TCP's retransmission
+# timer is (RFC 6298), and by no less and no more than these shares.
 DEVIATIONS: Final = 4
 LEAST_MARGIN: Final = 0.1
 MOST_MARGIN: Final = 1.0
@@ -55,7 +55,7 @@ class LatencyModel:
 
     @property
     def margin(self) -> float:
-        """The share by which to stretch a predicted wait, from how well the last runs were predicted."""
+        """The share by which to stretch a prediction, from how well the last runs were predicted."""
         return min(max(DEVIATIONS * self._deviation, LEAST_MARGIN), MOST_MARGIN)
 
     def table(self) -> Mapping[int, float]:

@@ -101,6 +101,14 @@ def test_goodput_stays_at_capacity_however_much_arrives(load, jitter, least_good
     assert sum(map(len, engine.batches)) / len(engine.batches) >= 0.8 * MAX_BATCH_SIZE
 
 
+def test_where_runs_vary_by_a_third_batches_are_kept_small_enough_to_keep_promises():
+    # Filled up to what is only just in time by the estimate, they gave 0.77 of the capacity.
+    ends, _ = play(load=2.0, deadline=0.5, jitter=0.3)
+
+    assert ends["in time"] / SPELL >= 0.82 * CAPACITY
+    assert ends["expired"] <= 0.02 * ends["in time"]
+
+
 @pytest.mark.parametrize("jitter", [0.0, 0.1])
 def test_below_capacity_nearly_everybody_is_answered_in_time(jitter):
     ends, _ = play(load=0.8, deadline=0.5, jitter=jitter)
