@@ -3,8 +3,8 @@
 The rules, each tested by its name in tests/unit/test_batcher.py:
 
 1. While the engine is busy, arrivals queue and leave together when it comes free. An idle engine does not
-   wait, unless a queue delay was asked for; a moment in which company has come of late is up to the
-   DeviceScheduler.
+   wait, unless a queue delay was asked for; the DeviceScheduler gives it a moment where company has come of
+   late, or where a busy event loop is bringing some.
 2. Admission: a request is refused at once when the queue is full, or when its predicted finish is past
    its deadline. The prediction is the time left of the running batch, plus the batches ahead, by the
    LatencyModel, the last of them as full as the arrivals of the last second will make it (early drop:

@@ -117,7 +117,8 @@ class DeviceScheduler:
     unlucky (the reason for TensorFlow Serving's SharedBatchScheduler). Here the queue whose earliest promise
     is due first goes next. While a batch runs, the next one is formed ahead if it is full; one that could
     still grow is formed when the device comes free, so that late arrivals may join it. An idle device gives
-    the first of those who come together a moment to find company, while that pays and costs no deadline.
+    the first of those who come together a moment to find company, while that pays and costs no deadline; and
+    where the event loop is the limit, it waits until the loop has brought those who were on their way.
 
     `clock` returns seconds and must run like the event loop's own (`time.monotonic`, unless the loop's time
     is virtual); `cpu_clock` the CPU time of its thread (`time.thread_time`; None: it counts as idle). The

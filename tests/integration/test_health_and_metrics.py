@@ -16,6 +16,7 @@ from support.images import file
 from support.serving import encoded, occupy, raw, serving, settings_for, until
 from support.tiny import plain, write_model
 from vistazo_proto import classification_pb2 as pb
+from vistazo_server.engine import INLINE_SECONDS
 from vistazo_server.server import running
 
 RED = raw(plain(200, 10, 10))
@@ -220,8 +221,8 @@ async def test_a_deadline_that_passes_while_the_engine_runs_is_counted_as_such_n
     async with serving(slow_models, metrics_listen="127.0.0.1:0", max_batch_size=1) as server:
         batcher = server.server.repository.lease("tiny").loaded.classifier._batcher
         for _ in range(5):
-            # Taken for fast, so that it is admitted.
-            batcher.latency.set(1, 0.001)
+            # Taken for fast, so that it is admitted, but not for so fast that it runs on the event loop.
+            batcher.latency.set(1, 5 * INLINE_SECONDS)
             code = await status_of(server.classify(RED, deadline=0.1))
             assert code is grpc.StatusCode.DEADLINE_EXCEEDED
             await until(lambda: server.in_flight() == 0)
