@@ -176,8 +176,10 @@ class DeviceScheduler:
         The time left of the runs in flight and the backlog of every other queue.
         """
         ahead = self._residual()
-        for other in self._queues:  # a loop, not sum(): every request comes through here
-            if other is not queue:
+        # A loop, not sum(), and nothing is asked of an empty queue: every request comes through here, and
+        # there may be many models.
+        for other in self._queues:
+            if other is not queue and other.queued_samples:
                 ahead += other.backlog()
         return ahead
 
