@@ -16,8 +16,8 @@ The rules, each tested by its name in tests/unit/test_batcher.py:
 5. Batch-mates are strangers: one caller's cancellation or failure never touches another's answer. The
    members of a failed batch are retried one by one, once.
 
-Everything happens on one event loop, so no locks. One exception: as a batch begins, the engine's thread asks
-for its samples (`_Batch.settle`), and the loop leaves that batch alone until it has run.
+Everything happens on one event loop, so no locks. One exception: as a batch begins, the engine may ask for
+its samples (`_Batch.settle`) from its own thread, and the loop leaves that batch alone until it has run.
 """
 
 import asyncio

@@ -3,14 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import TypeVar
 
 Result = TypeVar("Result")
-
-# A run on the CPU that is predicted to be shorter than this is made on the event loop itself. Handing it to a
-# thread and back costs two switches of the interpreter's lock, which a busy loop is slow to give: LeNet with
-# 64 callers did 1.08 times as many requests with its runs of up to 1 ms on the loop, 1.11 times with all.
-INLINE_SECONDS: Final = 0.002
 
 
 class Engine:

@@ -16,7 +16,7 @@ from support.images import file
 from support.serving import encoded, occupy, raw, serving, settings_for, until
 from support.tiny import plain, write_model
 from vistazo_proto import classification_pb2 as pb
-from vistazo_server.engine import INLINE_SECONDS
+from vistazo_server.model import INLINE_SECONDS
 from vistazo_server.server import running
 
 RED = raw(plain(200, 10, 10))

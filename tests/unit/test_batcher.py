@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -496,9 +496,11 @@ async def test_a_request_without_time_to_spare_is_not_kept_waiting_for_company()
 
 
 @asynccontextmanager
-async def on_a_busy_loop(engine: FakeEngine, *, max_batch_size: int) -> AsyncIterator[DynamicBatcher]:
-    """Hold a batcher whose event loop's thread has not had a pause for a while."""
-    clock = asyncio.get_running_loop().time
+async def on_a_busy_loop(
+    engine: FakeEngine, *, max_batch_size: int, clock: Callable[[], float] | None = None
+) -> AsyncIterator[DynamicBatcher]:
+    """Hold a batcher whose event loop's thread has not had a pause for a while, by the device's clock."""
+    clock = clock or asyncio.get_running_loop().time
     device = DeviceScheduler(clock=clock, cpu_clock=clock)
     async with batching(engine, max_batch_size=max_batch_size, device=device) as batcher:
         await batcher.infer([sample(99)])
@@ -568,14 +570,10 @@ class SlowTurns:
 
 async def test_gathering_ends_when_time_is_up_however_busy_the_loop_is():
     engine, clock = FakeEngine(), SlowTurns(2 * IDLE_TURN_SECONDS)
-    device = DeviceScheduler(clock=clock, cpu_clock=clock)
-    async with batching(engine, max_batch_size=4, device=device) as batcher:
-        await batcher.infer([sample(99)])
-        await asyncio.sleep(2 * LOAD_SECONDS)
-        await batcher.infer([sample(99)])
+    async with on_a_busy_loop(engine, max_batch_size=4, clock=clock) as batcher:
         alone = ask(batcher, 0)
         began = clock()
-        while len(engine.batches) < 3:
+        while not engine.batches:
             await asyncio.sleep(0)
         waited = clock() - began
         await alone

@@ -13,9 +13,8 @@ from support.cpu_model import cpu_model
 from support.serving import until
 from support.tiny import SIDE, tiny_model, write_model
 from vistazo_server.batcher import Ran
-from vistazo_server.engine import INLINE_SECONDS
 from vistazo_server.errors import ModelLoadError
-from vistazo_server.model import BatchLimit, OnnxModel, batch_buckets, knee
+from vistazo_server.model import INLINE_SECONDS, BatchLimit, OnnxModel, batch_buckets, knee
 
 
 @pytest.mark.parametrize(
