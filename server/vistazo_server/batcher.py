@@ -3,21 +3,26 @@
 The rules, each tested by its name in tests/unit/test_batcher.py:
 
 1. While the engine is busy, arrivals queue and leave together when it comes free. An idle engine does not
-   wait, unless a queue delay was asked for; the DeviceScheduler gives it a moment where company has come of
-   late, or where a busy event loop is bringing some.
-2. Admission: a request is refused at once when the queue is full, or when its predicted finish is past
-   its deadline. The prediction is the time left of the running batch, plus the batches ahead, by the
-   LatencyModel, the last of them as full as the arrivals of the last second will make it (early drop:
-   Shen et al., "Nexus", SOSP 2019).
-3. Just before a batch is formed, requests that can no longer make it leave the queue. It is then made no
+   wait, unless a queue delay was asked for; but those who come back after a batch are given a moment to be as
+   many as they were in it (DeviceScheduler).
+2. Admission: a request is refused at once when the queue is full, when its predicted finish is past its
+   deadline, or when it would make somebody late who was promised an answer. The prediction counts the running
+   batch and what will be served earlier: its own model's queue, and of the other models what is due earlier.
+   It goes by the LatencyModel, the last batch as full as the arrivals of the last second will make it (early
+   drop: Shen et al., "Nexus", SOSP 2019).
+3. No prediction is believed for ever. An idle engine tries what it could do at its measured pace, however
+   slow it was of late; and what by the prediction cannot be done is tried, one request at a time, when no run
+   has confirmed the prediction for a while.
+4. Just before a batch is formed, requests that can no longer make it leave the queue. It is then made no
    larger than leaves its members time to spare, the more the less the last runs were as predicted. Expiry
    and cancellation do not wait for the running batch.
-4. A batch counts samples, not requests. A request larger than a batch is split over several.
-5. Batch-mates are strangers: one caller's cancellation or failure never touches another's answer. The
-   members of a failed batch are retried one by one, once.
+5. A batch counts samples, not requests. A request larger than a batch is split over several.
+6. Batch-mates are strangers: one caller's cancellation or failure never touches another's answer. The
+   members of a failed run are retried one by one, once. What a caller is told of a failure carries nothing of
+   the engine: no traceback, cause or context, and so no frame of anybody else's.
 
 Everything happens on one event loop, so no locks. One exception: as a batch begins, the engine may ask for
-its samples (`_Batch.settle`) from its own thread, and the loop leaves that batch alone until it has run.
+its samples (`Batch.settle`) from its own thread, and the loop leaves that batch alone until it has run.
 """
 
 import asyncio
@@ -26,15 +31,15 @@ import itertools
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 import structlog
 
 from vistazo_server import request_id, tracing
-from vistazo_server.device import TIMER_RESOLUTION, DeviceScheduler, Run
+from vistazo_server.batch import Answer, Batch, Part, PendingRequest, Ran, Sample
+from vistazo_server.device import TIMER_RESOLUTION, DeviceScheduler, PlannedRun, Run
 from vistazo_server.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
@@ -45,21 +50,6 @@ from vistazo_server.errors import (
 )
 from vistazo_server.latency import LatencyModel
 
-Sample = Any
-"""What the engine takes one of: nothing here looks inside."""
-
-
-@dataclass(slots=True)
-class Ran:
-    """What the engine did with a batch."""
-
-    rows: Sequence[Any]
-    """One for each sample, in their order; what they are is between the engine and who asks."""
-    began: float
-    """In the clock's time."""
-    seconds: float
-
-
 RunBatch = Callable[[Callable[[], Sequence[Sample]]], Awaitable[Ran]]
 """Runs one batch. The engine calls its argument for the samples at the moment it begins, from any thread:
 only then is it settled who still wants an answer. With no samples left it returns no rows. It may raise
@@ -68,9 +58,19 @@ anything: the batch has then failed."""
 # Over how long arrivals are averaged: some batches of the larger networks on a CPU.
 RATE_SECONDS: Final = 1.0
 
-# A batch held back for companions starts this share of its predicted time before it would have to: runs
-# vary by a few per cent, and an answer on the very deadline is late.
+# A batch held back for companions starts this share of its predicted time before it would have to, and no
+# less than so many seconds: runs vary, timers come late, and an answer on the very deadline is late.
 DELAY_SLACK: Final = 0.25
+LEAST_DELAY_SLACK: Final = 0.01
+
+# After a run the prediction counts as confirmed for so long, and for so many times the run's own seconds:
+# what is tried in vain takes a sixth of the device at most, and what has become possible is found within a
+# second.
+CONFIRMED_SECONDS: Final = 0.5
+CONFIRMED_RUNS: Final = 5
+# What is said to take more than so many times the time that is left is not worth a trial: a warm-up beside a
+# busy server measures a few times too much, not more.
+TRIAL_FACTOR: Final = 10
 
 log = structlog.get_logger(__name__)
 
@@ -101,114 +101,6 @@ class BatchObserver(Protocol):
         """Take note of a batch of `batch_size` samples that was run in `seconds`."""
 
 
-# Not frozen: one is made for each request, and a frozen one takes three times as long.
-@dataclass(slots=True)
-class Answer:
-    """The rows of one request and where its time went."""
-
-    rows: Sequence[Any]
-    """One output row for each sample, in the request's order."""
-    batch_size: int
-    """Samples in the largest batch that its samples rode in."""
-    queue_seconds: float
-    """From admission to the start of its first batch."""
-    compute_seconds: float
-    """Summed over its batches."""
-
-
-@dataclass(slots=True, eq=False)
-class PendingRequest:
-    """One admitted request, from the door to its answer."""
-
-    samples: Sequence[Sample]
-    deadline: float
-    """In the clock's time; infinity: none."""
-    enqueued_at: float
-    answer: asyncio.Future[Answer]
-    rows: list[Any]
-    request_id: str = ""
-    """For the log."""
-    dispatched: int = 0
-    """Samples that left the queue for a batch."""
-    answered: int = 0
-    """Samples whose row has come."""
-    started_at: float | None = None
-    batch_size: int = 0
-    compute_seconds: float = 0.0
-
-    @property
-    def waiting(self) -> int:
-        """Samples still in the queue."""
-        return len(self.samples) - self.dispatched
-
-
-@dataclass(slots=True)
-class _Part:
-    """Consecutive samples of one request that ride in one batch."""
-
-    request: PendingRequest
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        return self.request.samples[self.start : self.stop]
-
-    def deliver(self, rows: Sequence[Any], *, batch_size: int, seconds: float) -> None:
-        """Give the request its rows; with the last of them, its answer."""
-        request = self.request
-        request.rows[self.start : self.stop] = rows
-        request.answered += len(rows)
-        request.batch_size = max(request.batch_size, batch_size)
-        request.compute_seconds += seconds
-        # The caller may have gone, or its deadline may have passed, while the batch ran.
-        if request.answered < len(request.samples) or request.answer.done():
-            return
-        request.answer.set_result(
-            Answer(
-                rows=request.rows,
-                batch_size=request.batch_size,
-                queue_seconds=max((request.started_at or 0.0) - request.enqueued_at, 0.0),
-                compute_seconds=request.compute_seconds,
-            )
-        )
-
-
-@dataclass(slots=True)
-class _Batch:
-    parts: list[_Part] = field(default_factory=list)
-    size: int = 0
-
-    def add(self, part: _Part) -> None:
-        self.parts.append(part)
-        self.size += part.size
-
-    def settle(self, now: float) -> Sequence[Sample]:
-        """Return the samples that are still wanted; called by the engine as it begins.
-
-        A batch may wait behind another; nobody who was cancelled or expired meanwhile costs a run.
-        """
-        self.parts = [
-            part for part in self.parts if not part.request.answer.done() and part.request.deadline > now
-        ]
-        self.size = sum(part.size for part in self.parts)
-        for part in self.parts:
-            if part.request.started_at is None:
-                part.request.started_at = now
-        return [sample for part in self.parts for sample in part.samples]
-
-    def deliver(self, ran: Ran) -> None:
-        """Give each member its rows."""
-        at = 0
-        for part in self.parts:
-            part.deliver(ran.rows[at : at + part.size], batch_size=self.size, seconds=ran.seconds)
-            at += part.size
-
-
 class DynamicBatcher:
     """Forms batches for one model and runs them when the device's scheduler says so.
 
@@ -231,6 +123,9 @@ class DynamicBatcher:
         self.max_batch_size = max_batch_size
         self.queue_limit = queue_limit
         self.latency = latency or LatencyModel()
+        self.expected_samples = 0
+        """Samples in the batch that was formed last, if several callers rode in it: they may come back
+        together. 0 where it would be no use to wait for them, or a queue delay says how long to wait."""
         self._run_batch = run_batch
         self._device = device
         self._queue_delay = queue_delay
@@ -240,7 +135,11 @@ class DynamicBatcher:
         # In order of arrival; a request leaves from the middle in O(1) when it is cancelled or expires.
         self._queue: OrderedDict[PendingRequest, None] = OrderedDict()
         self._queued_samples = 0
+        # Of the queue as it stands; None: to be worked out when somebody asks.
+        self._earliest: float | None = None
+        self._plan: list[PlannedRun] | None = None
         self._arrivals = ArrivalRate()
+        self._confirmed_until = -math.inf
         self._in_flight: set[PendingRequest] = set()
         # One timer for the earliest deadline in flight, not one for each request.
         self._expiry: asyncio.TimerHandle | None = None
@@ -273,38 +172,29 @@ class DynamicBatcher:
         """Requests that were admitted and whose callers have no answer yet."""
         return len(self._in_flight)
 
+    # Admission
+
     def predicted_seconds(self, samples: int) -> float:
-        """Return the predicted time from now to the answer of a request of `samples` samples.
+        """Return the predicted seconds to the answer of `samples` samples that are due after all others.
 
-        Its batch will fill up with those who arrive while it waits, and then take longer. Were that left out,
-        under overload everybody in the queue would be promised the time of a small batch, and small batches
-        would have to be run to keep it (simulated at twice the capacity: 3 samples instead of 8).
-
-        The wait is stretched by the latency model's margin. Without it, those at the head of a long queue
-        have no slack left: a run that takes a little longer makes them late, and what was spent on them is
-        lost. A shorter queue costs nothing while it is never empty.
+        Any thread may ask.
         """
-        ahead = self._device.seconds_ahead(self)
-        wait = ahead + self.backlog()
-        if wait == 0.0:
-            return self._least_seconds(samples)
-        together = self._queued_samples + samples
-        to_fill = -together % self.max_batch_size
-        company = min(to_fill, int(self._arrivals.per_second(self._clock()) * wait))
-        return ahead + self._device_seconds(together + company) + wait * self.latency.margin
+        return self._predicted(samples, self._device.seconds_ahead(self) + self.backlog())
 
-    def check_admission(self, samples: int, deadline: float) -> None:
+    def check_admission(self, samples: int, deadline: float, *, ready_in: float = 0.0) -> None:
         """Raise what `infer` would raise now; lets a caller refuse before it prepares the samples.
 
-        Raises DrainingError, QueueFullError, DeadlineUnreachableError or DeadlineExceededError.
+        `ready_in`: seconds until they are prepared. Raises DrainingError, QueueFullError,
+        DeadlineUnreachableError or DeadlineExceededError.
         """
         try:
-            self._admit(samples, deadline)
+            self._admit(samples, deadline, ready_in)
         except ServingError:
             self._arrivals.count(samples, self._clock())
             raise
 
-    def _admit(self, samples: int, deadline: float) -> None:
+    def _admit(self, samples: int, deadline: float, ready_in: float) -> bool:
+        """Return whether a request that is let in is a trial; raise when it is not let in."""
         if self._closing:
             raise DrainingError("the model is being closed")
         left = deadline - self._clock()
@@ -318,12 +208,64 @@ class DynamicBatcher:
                 f"{self.queue_limit}",
                 retry_after=self._device.seconds_ahead(self) + self._device_seconds(excess),
             )
-        predicted = self.predicted_seconds(samples)
-        if predicted > left:
-            raise DeadlineUnreachableError(
-                f"the answer is predicted in {predicted:.3f} s, the deadline is in {left:.3f} s",
-                retry_after=predicted - left,
-            )
+        if self._device.serves_others(self):
+            planned = self._planned([(samples, deadline)], self.plan())
+            forecast = self._device.forecast(self, planned)
+            if forecast.breaks:
+                raise DeadlineUnreachableError(
+                    f"an answer would make others, who were promised theirs, late by {forecast.breaks:.3f} s",
+                    retry_after=forecast.breaks,
+                )
+            wait = forecast.wait
+            predicted = self._predicted(planned[-1].samples, wait, joins=0)
+        else:
+            wait = self._device.seconds_ahead(self) + self.backlog()
+            predicted = self._predicted(samples, wait)
+        own = self._device_seconds(samples)
+        predicted = max(predicted, ready_in + own)
+        if predicted <= left:
+            return False
+        if self._is_worth_a_trial(samples, left, wait=max(wait, ready_in), own=own):
+            return True
+        raise DeadlineUnreachableError(
+            f"the answer is predicted in {predicted:.3f} s, the deadline is in {left:.3f} s",
+            retry_after=predicted - left,
+        )
+
+    def _predicted(self, samples: int, wait: float, *, joins: int | None = None) -> float:
+        """Return the predicted time to an answer whose samples wait for `wait` seconds of others' runs.
+
+        `joins`: the samples of its own queue that its batches are shared with and that `wait` counts, too;
+        None: all that wait. Its batch will fill up with those who arrive meanwhile, and then take longer.
+        Were that left out, under overload everybody in the queue would be promised the time of a small batch,
+        and small batches would have to be run to keep it (simulated at twice the capacity: 3 samples instead
+        of 8).
+
+        The wait is stretched by the latency model's margin. Without it, those at the head of a long queue
+        have no slack left: a run that takes a little longer makes them late, and what was spent on them is
+        lost. A shorter queue costs nothing while it is never empty.
+        """
+        if wait == 0.0:
+            return self._device_seconds(samples)
+        shared = self._queued_samples if joins is None else joins
+        together = shared + samples
+        to_fill = -together % self.max_batch_size
+        company = min(to_fill, int(self._arrivals.per_second(self._clock()) * wait))
+        before = wait - self._device_seconds(shared)
+        return before + self._device_seconds(together + company) + wait * self.latency.margin
+
+    def _is_worth_a_trial(self, samples: int, left: float, *, wait: float, own: float) -> bool:
+        """Return whether a request is let in although by the prediction it would be late."""
+        if wait == 0.0 and self._least_seconds(samples) <= left:
+            return True
+        # Its own runs must be what speaks against it: how long others take, their runs are just about to
+        # show.
+        speaks_against = left - wait < own <= TRIAL_FACTOR * (left - wait)
+        return speaks_against and self._clock() >= self._confirmed_until
+
+    def _confirmed(self, seconds: float) -> None:
+        """Take note that a run, which took or will take so long, says whether the prediction holds."""
+        self._confirmed_until = self._clock() + max(CONFIRMED_SECONDS, CONFIRMED_RUNS * seconds)
 
     async def infer(self, samples: Sequence[Sample], *, deadline: float = math.inf) -> Answer:
         """Return the rows of `samples`: at least one, all of the model's input shape and dtype.
@@ -333,24 +275,19 @@ class DynamicBatcher:
         """
         now = self._clock()
         self._arrivals.count(len(samples), now)
-        self._admit(len(samples), deadline)
-        loop = asyncio.get_running_loop()
+        is_trial = self._admit(len(samples), deadline, 0.0)
+        if is_trial:
+            self._confirmed(self._device_seconds(len(samples)))
         request = PendingRequest(
             samples=samples,
             deadline=deadline,
             enqueued_at=now,
-            answer=loop.create_future(),
+            answer=asyncio.get_running_loop().create_future(),
             rows=[None] * len(samples),
             request_id=request_id.current(),
+            is_trial=is_trial,
         )
-        if deadline < self._expires_at:
-            self._arm_expiry(deadline)
-        self._queue[request] = None
-        self._in_flight.add(request)
-        was_empty, was_full = self._queued_samples == 0, self.has_full_batch()
-        self._queued_samples += len(samples)
-        if was_empty or (self.has_full_batch() and not was_full):
-            self._device.notify()
+        self._enqueue(request)
         try:
             return await request.answer
         finally:
@@ -359,6 +296,29 @@ class DynamicBatcher:
             self._in_flight.discard(request)
             if tracing.current() is not None:
                 self._trace(request)
+            # An error's traceback keeps this frame, which must not lead back to the error.
+            del request
+
+    def _enqueue(self, request: PendingRequest) -> None:
+        if request.deadline < self._expires_at:
+            self._arm_expiry(request.deadline)
+        before = self._queued_samples
+        self._queue[request] = None
+        self._in_flight.add(request)
+        self._queued_samples += len(request.samples)
+        self._plan = None
+        is_urgent = False
+        if self._earliest is not None and request.deadline < self._earliest:
+            self._earliest = request.deadline
+            is_urgent = self._queue_delay > 0  # the delay may have to end sooner
+        # What the scheduler may be waiting for: somebody, as many as the last time, or a full batch.
+        if (
+            before == 0
+            or is_urgent
+            or before < self.expected_samples <= self._queued_samples
+            or before < self.max_batch_size <= self._queued_samples
+        ):
+            self._device.notify()
 
     def _trace(self, request: PendingRequest) -> None:
         """Tell the stages of a request that ended, however it did; one that no batch took has no compute."""
@@ -378,13 +338,15 @@ class DynamicBatcher:
         if self._queue_delay == 0.0 or self._closing or self.has_full_batch():
             return -math.inf
         # A delay that would cost somebody the deadline ends early.
-        needed = self.latency.seconds(self._queued_samples) * (1 + DELAY_SLACK)
-        latest_start = self.earliest_deadline() - needed
+        needed = self.latency.seconds(self._queued_samples)
+        latest_start = self.earliest_deadline() - needed - max(DELAY_SLACK * needed, LEAST_DELAY_SLACK)
         return min(oldest.enqueued_at + self._queue_delay, latest_start)
 
     def earliest_deadline(self) -> float:
         """Return the earliest deadline in the queue; infinity when there is none."""
-        return min((request.deadline for request in self._queue), default=math.inf)
+        if self._earliest is None:
+            self._earliest = min((request.deadline for request in self._queue), default=math.inf)
+        return self._earliest
 
     def backlog(self) -> float:
         """Return the predicted seconds of device time that the queue stands for."""
@@ -394,16 +356,40 @@ class DynamicBatcher:
         """Return whether as many samples wait as one batch takes."""
         return self._queued_samples >= self.max_batch_size
 
+    def plan(self) -> Sequence[PlannedRun]:
+        """Return the batches that those who wait would make, in order."""
+        if self._plan is None:
+            self._plan = self._planned((request.waiting, request.deadline) for request in self._queue)
+        return self._plan
+
+    def _planned(
+        self, requests: Iterable[tuple[int, float]], after: Sequence[PlannedRun] = ()
+    ) -> list[PlannedRun]:
+        """Return the batches of requests, each so many samples and a deadline, behind those of `after`."""
+        runs = list(after)
+        size, due = 0, math.inf
+        if runs and runs[-1].samples < self.max_batch_size:
+            last = runs.pop()
+            size, due = last.samples, last.due
+        for samples, deadline in requests:
+            due = min(due, deadline)
+            size += samples
+            while size >= self.max_batch_size:
+                runs.append(PlannedRun(self.max_batch_size, self.latency.seconds(self.max_batch_size), due))
+                size -= self.max_batch_size
+                due = deadline if size else math.inf
+        if size:
+            runs.append(PlannedRun(size, self.latency.seconds(size), due))
+        return runs
+
     def next_run(self, *, begins_at: float) -> Run | None:
         """Take the next batch, which begins at `begins_at`: oldest first, and only who can make it."""
-        batch = _Batch()
+        batch = Batch()
         tightest = math.inf
         # As a wait is at admission: a run that by the estimate only just makes it is late half the time.
         stretch = 1 + self.latency.margin
-        is_alone = len(self._queue) == 1 and begins_at <= self._clock()
-        needed = self._least_seconds if is_alone else self._device_seconds
         for request in list(itertools.islice(self._queue, self.max_batch_size)):
-            if begins_at + needed(request.waiting) > request.deadline:
+            if not request.is_trial and begins_at + self._device_seconds(request.waiting) > request.deadline:
                 self._drop(request)
                 continue
             size = min(batch.size + request.waiting, self.max_batch_size)
@@ -416,62 +402,78 @@ class DynamicBatcher:
                 break
         if not batch.parts:
             return None
+        self.expected_samples = batch.size if len(batch.parts) > 1 and not self._queue_delay else 0
         return Run(seconds=self.latency.seconds(batch.size), work=self._run(batch))
 
-    def _take(self, request: PendingRequest, count: int, batch: _Batch) -> None:
-        batch.add(_Part(request, request.dispatched, request.dispatched + count))
+    def _take(self, request: PendingRequest, count: int, batch: Batch) -> None:
+        batch.add(Part(request, request.dispatched, request.dispatched + count))
         request.dispatched += count
         self._queued_samples -= count
+        self._plan = None
         if request.waiting == 0:
-            del self._queue[request]
+            self._remove(request)
 
-    async def _run(self, batch: _Batch) -> Callable[[], None]:
+    # Running
+
+    async def _run(self, batch: Batch) -> Callable[[], None]:
         """Run a batch, and return what gives each member its rows."""
         try:
             ran = await self._ran(batch)
         except Exception as error:
             log.warning("batch_failed", batch_size=batch.size, requests=len(batch.parts), exc_info=error)
-            await self._retry_one_by_one(batch)
+            await self._retry_one_by_one(batch.parts)
+            return lambda: None
+        if failed := batch.failed(ran):
+            # The others need not wait for those.
+            batch.deliver(ran)
+            await self._retry_one_by_one(failed)
             return lambda: None
         return functools.partial(batch.deliver, ran)
 
-    async def _ran(self, batch: _Batch) -> Ran:
+    async def _ran(self, batch: Batch) -> Ran:
         ran = await self._run_batch(lambda: batch.settle(self._clock()))
         if len(ran.rows) != batch.size:
             raise RuntimeError(f"the engine returned {len(ran.rows)} rows for {batch.size} samples")
-        if batch.size:
+        succeeded = ran.succeeded
+        if succeeded == batch.size > 0:
+            # What a run takes that failed in part says nothing about one that does not.
             self.latency.observe(batch.size, ran.seconds)
-            if self._observer is not None:
-                self._observer.batch_ran(batch_size=batch.size, seconds=ran.seconds)
+            self._plan = None
+            self._confirmed(ran.seconds)
+        if succeeded and self._observer is not None:
+            self._observer.batch_ran(batch_size=succeeded, seconds=ran.seconds)
         return ran
 
-    async def _retry_one_by_one(self, batch: _Batch) -> None:
+    async def _retry_one_by_one(self, parts: Sequence[Part]) -> None:
         """Find out who of a failed batch can be answered: each member alone, once."""
-        for part in batch.parts:
-            alone = _Batch([part], part.size)
+        for part in parts:
+            alone = Batch([part], part.size)
             try:
                 ran = await self._ran(alone)
-            except Exception as error:
+                ran.raise_failure()
+            except Exception:
                 log.exception("request_failed", samples=part.size, request_id=part.request.request_id)
-                failure = InferenceError("the engine failed on this request; the server's log has the reason")
-                failure.__cause__ = error
-                self._fail(part.request, failure)
+                self._fail(
+                    part.request,
+                    InferenceError("the engine failed on this request; the server's log has the reason"),
+                )
                 continue
-            if alone.size:
-                part.deliver(ran.rows, batch_size=part.size, seconds=ran.seconds)
+            alone.deliver(ran)
 
     def _least_seconds(self, samples: int) -> float:
-        """Return the time of `samples` on a free engine, by the fastest runs so far.
+        """Return the time of `samples` on a free engine, at the best pace that there is reason to hope for.
 
         By the estimate, an hour of slow runs could make it refuse everybody for ever: without a run, the
         estimate never recovers.
         """
         full, rest = divmod(samples, self.max_batch_size)
-        return full * self.latency.fastest(self.max_batch_size) + self.latency.fastest(rest)
+        return full * self.latency.least(self.max_batch_size) + self.latency.least(rest)
 
     def _device_seconds(self, samples: int) -> float:
         full, rest = divmod(samples, self.max_batch_size)
         return full * self.latency.seconds(self.max_batch_size) + self.latency.seconds(rest)
+
+    # The ends of a request
 
     def _arm_expiry(self, deadline: float) -> None:
         if self._expiry is not None:
@@ -512,5 +514,11 @@ class DynamicBatcher:
 
     def _leave_queue(self, request: PendingRequest) -> None:
         if request in self._queue:
-            del self._queue[request]
             self._queued_samples -= request.waiting
+            self._remove(request)
+
+    def _remove(self, request: PendingRequest) -> None:
+        del self._queue[request]
+        self._plan = None
+        if self._earliest is not None and request.deadline <= self._earliest:
+            self._earliest = None

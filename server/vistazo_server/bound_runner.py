@@ -33,8 +33,6 @@ class BoundRunner(Runner[Any]):
         while not self._buffers or self._buffers[-1].size < max_batch_size:
             self._buffers.append(_Buffer(self._input, min(size, max_batch_size), device))
             size *= 2
-        # One for each batch size, made when it first comes: bounded by the largest.
-        self._bindings: dict[int, Any] = {}
 
     def _feed(self, samples: Sequence[Sample]) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
         count = len(samples)
@@ -42,9 +40,9 @@ class BoundRunner(Runner[Any]):
         for into, sample in enumerate(samples):
             buffer.host[into] = sample
         buffer.device.update_inplace(buffer.host)
-        if count not in self._bindings:
-            self._bindings[count] = self._bind(buffer, count)
-        return self._bindings[count]
+        # A binding of its own for each run: one that is kept keeps the outputs of its first run, too, and
+        # with them their shapes, which may depend on the data.
+        return self._bind(buffer, count)
 
     def _compute(self, feed: Any, options: ort.RunOptions | None) -> tuple[Array, ...]:  # noqa: ANN401
         self._session.run_with_iobinding(feed, options)

@@ -1,9 +1,11 @@
 """DeviceScheduler: batches on a device that several models share, earliest deadline first."""
 
 import asyncio
+import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -17,28 +19,20 @@ TIMER_RESOLUTION: Final = 0.0005
 # Beside those that run, one batch is ready to follow without a gap. More would only decide earlier who rides.
 FORMED_AHEAD: Final = 1
 
-# Callers that were answered together come back together, within a moment that is short beside a network's
-# round trip. An idle device gives them this long, if that has paid of late: without it, the first of them
-# rides alone and all others wait for its run.
-COMPANY_SECONDS: Final = 0.001
-# Where the event loop's thread is this busy, requests wait in any case, if not here then on their way here,
-# and in larger batches each costs less of it. Then an idle device is given nothing while the loop still has
-# other work, which brings more requests, but for no longer than the other.
-SATURATED_SHARE: Final = 0.8
-SATURATED_SECONDS: Final = 0.01
-# The loop has no other work when so many of its turns in a row took less than this each, and brought nobody.
-# A request takes several on its way through grpc's threads. Requests/s of LeNet with 4, 16 and 64 callers:
-# 1,238, 1,688 and 1,594 with 3 idle turns; 1,186, 1,713 and 1,799 with 8; 1,086, 1,720 and 1,922 with 20; and
-# with waits by the clock, 1 ms each, 826, 1,316 and 1,948.
-IDLE_TURNS: Final = 16
+# Before an idle device begins, the event loop goes round until so many turns in a row had hardly any work and
+# brought nobody: where the loop is the limit, requests are on their way through it, and in larger batches
+# each costs less of it. The more where the last batch had company; a request takes several turns through
+# grpc.
+TURNS_ALONE: Final = 2
+TURNS_IN_COMPANY: Final = 16
 IDLE_TURN_SECONDS: Final = 50e-6
-# Over how long the loop's load is measured.
-LOAD_SECONDS: Final = 0.05
-# Weight of the last wait in the average of whether it paid.
-COMPANY_WEIGHT: Final = 0.2
-# Once in so many starts the wait is made to find out; each time in vain, twice as seldom, down to the other.
-FIRST_PROBE: Final = 16
-LAST_PROBE: Final = 1024
+# And this is the longest that it goes on.
+GATHER_SECONDS: Final = 0.01
+# Callers that were answered together come back together, within a moment that is short beside a network's
+# round trip. An idle device gives them this long to be as many as the last time, where a run takes at least
+# so many times as long: without it, the first of them rides alone and all others wait for its run.
+COMPANY_SECONDS: Final = 0.001
+COMPANY_RUN: Final = 10
 
 log = structlog.get_logger(__name__)
 
@@ -63,12 +57,27 @@ class _InFlight:
     """None while it waits for those before it."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A batch that a queue would form next, were nobody to come or go."""
+
+    samples: int
+    seconds: float
+    """Predicted."""
+    due: float
+    """The earliest deadline of those who ride in it, in the clock's time."""
+
+
 class DeviceQueue(Protocol):
     """One model's queue, as the scheduler sees it."""
 
     @property
     def queued_samples(self) -> int:
         """Samples that wait."""
+
+    @property
+    def expected_samples(self) -> int:
+        """Samples that may come back together, as they left in the last batch."""
 
     def ready_at(self) -> float:
         """Return when the next batch may start, in the clock's time; infinity when nothing waits."""
@@ -82,32 +91,22 @@ class DeviceQueue(Protocol):
     def backlog(self) -> float:
         """Return the predicted seconds of device time that wait."""
 
+    def plan(self) -> Sequence[PlannedRun]:
+        """Return the batches that those who wait would make, in order."""
+
     def next_run(self, *, begins_at: float) -> Run | None:
         """Form a batch that is predicted to begin at `begins_at`; None when nobody could make it."""
 
 
-class _LoopLoad:
-    """How busy the event loop's thread was of late."""
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a newcomer can expect, and what it would cost others."""
 
-    def __init__(self, clock: Callable[[], float], cpu_clock: Callable[[], float] | None) -> None:
-        self._clock = clock
-        self._cpu_clock = cpu_clock
-        self._since = -math.inf
-        self._cpu_then = 0.0
-        self._share = 0.0
-
-    @property
-    def is_saturated(self) -> bool:
-        """Whether it had hardly a pause; ask from its thread."""
-        if self._cpu_clock is None:
-            return False
-        now = self._clock()
-        if now - self._since >= LOAD_SECONDS:
-            cpu = self._cpu_clock()
-            # After a long silence this says little about now, but it errs towards idle.
-            self._share = (cpu - self._cpu_then) / (now - self._since)
-            self._since, self._cpu_then = now, cpu
-        return self._share >= SATURATED_SHARE
+    wait: float
+    """Predicted seconds until the last batch that it rides in begins."""
+    breaks: float
+    """By how many seconds it would make late whoever was promised an answer and would be late by most; 0.0:
+    nobody."""
 
 
 class DeviceScheduler:
@@ -117,12 +116,11 @@ class DeviceScheduler:
     unlucky (the reason for TensorFlow Serving's SharedBatchScheduler). Here the queue whose earliest promise
     is due first goes next. While a batch runs, the next one is formed ahead if it is full; one that could
     still grow is formed when the device comes free, so that late arrivals may join it. An idle device gives
-    the first of those who come together a moment to find company, while that pays and costs no deadline; and
-    where the event loop is the limit, it waits until the loop has brought those who were on their way.
+    those who come back after a batch a moment to be as many as before, while that costs no deadline.
 
     `clock` returns seconds and must run like the event loop's own (`time.monotonic`, unless the loop's time
-    is virtual); `cpu_clock` the CPU time of its thread (`time.thread_time`; None: it counts as idle). The
-    engine must begin what it is given in the order given, `instances` at a time.
+    is virtual). `on_failure` is called when the scheduling itself ends by a bug: from then on nothing is run.
+    The engine must begin what it is given in the order given, `instances` at a time.
     """
 
     def __init__(
@@ -130,25 +128,21 @@ class DeviceScheduler:
         *,
         instances: int = 1,
         clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] | None = None,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         self._instances = instances
         self._clock = clock
-        self._load = _LoopLoad(clock, cpu_clock)
+        self._on_failure = on_failure
         self._queues: list[DeviceQueue] = []
         self._changed = asyncio.Event()
         # In the order in which the engine was given them.
         self._in_flight: list[_InFlight] = []
-        # Whether it pays to give an idle device's first request a moment to find company.
-        self._company = 0.0
-        """Share of the last such waits that brought any."""
-        self._starts_until_probe = FIRST_PROBE
-        self._probe_interval = FIRST_PROBE
         self._runs: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._schedule(), name="device-scheduler")
+        self._task.add_done_callback(self._scheduling_ended)
         return self
 
     async def __aexit__(
@@ -173,23 +167,62 @@ class DeviceScheduler:
     def seconds_ahead(self, queue: DeviceQueue) -> float:
         """Return the predicted seconds before the device could begin with `queue`, were it the last served.
 
-        The time left of the runs in flight and the backlog of every other queue.
+        The time left of the runs in flight and the backlog of every other queue. Any thread may ask.
         """
         ahead = self._residual()
         # A loop, not sum(), and nothing is asked of an empty queue: every request comes through here, and
         # there may be many models.
-        for other in self._queues:
+        for other in list(self._queues):
             if other is not queue and other.queued_samples:
                 ahead += other.backlog()
         return ahead
 
-    def _residual(self) -> float:
-        """Return the predicted seconds until the runs in flight have ended."""
-        if not self._in_flight:
-            return 0.0
-        now, left = self._clock(), 0.0
-        for run in self._in_flight:
-            left += run.seconds if run.began is None else max(run.began + run.seconds - now, 0.0)
+    def serves_others(self, queue: DeviceQueue) -> bool:
+        """Return whether another queue has work that waits."""
+        return any(other.queued_samples for other in self._queues if other is not queue)
+
+    def forecast(self, queue: DeviceQueue, plan: Sequence[PlannedRun]) -> Forecast:
+        """Return what the last run of `plan` can expect, which is what `queue` would have with a newcomer."""
+        others = [other.plan() for other in self._queues if other is not queue and other.queued_samples]
+        start = self._clock() + self._residual()
+        without, then = self._ends([*others, queue.plan()], start), self._ends([*others, plan], start)
+        breaks = 0.0
+        for runs, ended, ends in zip(others, without, then, strict=False):
+            for run, before, after in zip(runs, ended, ends, strict=True):
+                # Who would be late in any case is not made late by the newcomer.
+                if before <= run.due < after:
+                    breaks = max(breaks, after - run.due)
+        return Forecast(then[-1][-1] - plan[-1].seconds / self._instances - self._clock(), breaks)
+
+    def _ends(self, plans: Sequence[Sequence[PlannedRun]], start: float) -> list[list[float]]:
+        """Return when each run of each queue would end, by what is due first."""
+        # A queue's turn comes by the earliest deadline of all that wait in it, not of its next batch alone.
+        urgency = [
+            list(itertools.accumulate((run.due for run in reversed(plan)), min))[::-1] for plan in plans
+        ]
+        ends: list[list[float]] = [[] for _ in plans]
+        left = {number for number, plan in enumerate(plans) if plan}
+        while left:
+            number = min(left, key=lambda number: urgency[number][len(ends[number])])
+            start += plans[number][len(ends[number])].seconds / self._instances
+            ends[number].append(start)
+            if len(ends[number]) == len(plans[number]):
+                left.remove(number)
+        return ends
+
+    def _residual(self, *, at_best: bool = False) -> float:
+        """Return the predicted seconds until the runs in flight have ended.
+
+        A run that is overdue is expected to take as long again as it is late, so that nobody is promised much
+        behind one that hangs; at best it ends now.
+        """
+        left = 0.0
+        for run in list(self._in_flight):
+            if run.began is None or run.seconds == 0.0:  # nothing is known yet of how long one takes
+                left += run.seconds
+            else:
+                remaining = run.began + run.seconds - self._clock()
+                left += max(remaining, 0.0) if at_best else abs(remaining)
         return left / self._instances
 
     async def _schedule(self) -> None:
@@ -198,60 +231,57 @@ class DeviceScheduler:
             if queue is None:
                 await self._wait_for_change()
                 continue
-            if self._gathers(queue):
+            if not self._in_flight:
                 await self._gather(queue)
-            elif self._expects_company(queue):
-                await self._wait_for_company(queue)
+                if self._expects_company(queue):
+                    await self._wait_for_company(queue)
             if self._start_next(queue):
                 # Let it hand its batch to the engine before the next is looked for.
                 await asyncio.sleep(0)
 
-    def _gathers(self, queue: DeviceQueue) -> bool:
-        """Return whether those who are on their way had better ride along, as the loop is the limit."""
-        return not self._in_flight and self._load.is_saturated and self._has_time_for_company(queue)
+    def _scheduling_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        log.error("scheduling_ended", exc_info=task.exception(), meaning="no request is answered any more")
+        if self._on_failure is not None:
+            self._on_failure()
 
     async def _gather(self, queue: DeviceQueue) -> None:
-        """Return when the batch is full, the loop has nothing else to do, or time is up."""
-        now = self._clock()
-        until, idle_turns = now + SATURATED_SECONDS, 0
-        while idle_turns < IDLE_TURNS and now < until:
+        """Return when the batch is full, the loop has nothing else to do, or its members may not wait."""
+        turns = TURNS_IN_COMPANY if queue.expected_samples else TURNS_ALONE
+        now, idle_turns = self._clock(), 0
+        until = now + GATHER_SECONDS
+        while idle_turns < turns and now < until:
             queued, began = queue.queued_samples, now
+            if idle_turns == 0 and not self._has_time(queue):
+                return
             await asyncio.sleep(0)
             now = self._clock()
-            if queue.queued_samples > queued:
-                idle_turns = 0
-                if not self._has_time_for_company(queue):
-                    return
-            else:
-                idle_turns = idle_turns + 1 if now - began < IDLE_TURN_SECONDS else 0
+            is_idle = queue.queued_samples == queued and now - began < IDLE_TURN_SECONDS
+            idle_turns = idle_turns + 1 if is_idle else 0
 
-    def _expects_company(self, queue: DeviceQueue) -> bool:
-        """Return whether the idle device should give `queue` a moment to grow."""
-        if self._in_flight or not self._has_time_for_company(queue):
-            return False
-        if self._company >= 0.5:
-            return True
-        self._starts_until_probe -= 1
-        return self._starts_until_probe <= 0
-
-    def _has_time_for_company(self, queue: DeviceQueue) -> bool:
+    def _has_time(self, queue: DeviceQueue) -> bool:
         """Return whether the batch can grow, and nobody's deadline is in the way of a moment more."""
         if queue.has_full_batch():
             return False
         return queue.earliest_deadline() - self._clock() - 2 * queue.backlog() >= COMPANY_SECONDS
 
+    def _expects_company(self, queue: DeviceQueue) -> bool:
+        """Return whether an idle device should wait until `queue` is as long as its last batch was."""
+        if self._in_flight or queue.queued_samples >= queue.expected_samples:
+            return False
+        return queue.backlog() >= COMPANY_RUN * COMPANY_SECONDS and self._has_time(queue)
+
     async def _wait_for_company(self, queue: DeviceQueue) -> None:
-        """Return after a moment, and take note of whether it brought anybody."""
-        before = queue.queued_samples
-        await asyncio.sleep(COMPANY_SECONDS)
-        came = queue.queued_samples > before
-        self._company += COMPANY_WEIGHT * (came - self._company)
-        self._probe_interval = FIRST_PROBE if came else min(2 * self._probe_interval, LAST_PROBE)
-        self._starts_until_probe = self._probe_interval
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMPANY_SECONDS):
+                while self._expects_company(queue):
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def _start_next(self, queue: DeviceQueue) -> bool:
         """Start the queue's next run, and return whether it had one."""
-        run = queue.next_run(begins_at=self._clock() + self._residual())
+        run = queue.next_run(begins_at=self._clock() + self._residual(at_best=True))
         if run is None:
             return False
         begins = len(self._in_flight) < self._instances
@@ -297,12 +327,9 @@ class DeviceScheduler:
         self._changed.set()
 
     def _follow(self) -> None:
-        """Start the next run at once where requests sat out the last one: they have waited long enough.
-
-        Unless the loop is the limit: then those who are on their way here had better ride along.
-        """
+        """Start the next run at once, unless those who are about to come back had better ride along."""
         queue = self._choose()
-        if queue is not None and not self._gathers(queue):
+        if queue is not None and not self._expects_company(queue):
             self._start_next(queue)
 
     async def _wait_for_change(self) -> None:
@@ -310,12 +337,9 @@ class DeviceScheduler:
         self._changed.clear()
         # While all instances are busy, the end of a run wakes this up; a queue that is due must not.
         is_busy = len(self._in_flight) >= self._instances
-        wait = math.inf if is_busy else until - self._clock()
-        if wait == math.inf:
+        if is_busy or until == math.inf:
             await self._changed.wait()
             return
-        try:
-            async with asyncio.timeout(wait):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until - self._clock()):
                 await self._changed.wait()
-        except TimeoutError:
-            pass

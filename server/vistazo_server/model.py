@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import onnxruntime as ort
 import structlog
 
-from vistazo_server.batcher import Ran
+from vistazo_server.batch import Ran
 from vistazo_server.bound_runner import BoundRunner
 from vistazo_server.engine import Engine
 from vistazo_server.errors import ModelLoadError, one_line
@@ -144,8 +144,9 @@ class OnnxModel:
 
     @property
     def _may_run_inline(self) -> bool:
-        # While CUDA computes, the loop has better things to do; and several instances run at once.
-        return self.device == "cpu" and self._engine.instances == 1
+        # While CUDA computes, the loop has better things to do; several instances run at once; and where a
+        # request chooses the size of its samples, their number says nothing about the time of the run.
+        return self.device == "cpu" and self._engine.instances == 1 and has_one_fixed_input(self.signature)
 
     async def close(self) -> None:
         """Wait for the runs that were handed in, then free the sessions.
@@ -293,7 +294,7 @@ class OnnxModel:
                 f"{self._path} fails at batch {size}: {one_line(error, characters=300)}"
             ) from error
         seconds = time.monotonic() - started
-        self._check_scores(rows[0])
+        self._check_scores(cast("Row", rows[0]))  # samples of one shape fail together, by raising
         return seconds
 
     def _check_scores(self, row: Row) -> None:
@@ -317,7 +318,12 @@ class OnnxModel:
             rows = runner.run(samples, self.runs)
         finally:
             self._runners.put(runner)
-        return Ran(rows=rows, began=began, seconds=time.monotonic() - began)
+        return Ran(
+            rows=rows,
+            began=began,
+            seconds=time.monotonic() - began,
+            has_failures=runner.fails_in_parts and any(isinstance(row, Exception) for row in rows),
+        )
 
 
 def runner_for(

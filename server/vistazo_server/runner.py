@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -35,16 +35,25 @@ def has_one_fixed_input(signature: Signature) -> bool:
 class Runner(ABC, Generic[Feed]):
     """Runs batches of one graph, one at a time."""
 
+    fails_in_parts: ClassVar[bool] = False
+    """Whether `run` may return exceptions among the rows."""
+
     def __init__(self, session: ort.InferenceSession, signature: Signature) -> None:
         self._session = session
         self._signature = signature
         self._outputs = [spec.name for spec in signature.outputs]
 
-    def run(self, samples: Sequence[Sample], statistics: RunStatistics | None = None) -> Sequence[Row]:
+    def run(
+        self, samples: Sequence[Sample], statistics: RunStatistics | None = None
+    ) -> Sequence[Row | Exception]:
         """Return one row for each of the samples, at least one, and count the runs.
 
         Raises what ONNX Runtime raises, and ValueError when an output has no row for each sample.
         """
+        return self._run(samples, statistics)
+
+    def _run(self, samples: Sequence[Sample], statistics: RunStatistics | None) -> Sequence[Row]:
+        """Make one run."""
         began = time.perf_counter()
         feed = self._feed(samples)
         fed = time.perf_counter()
@@ -116,11 +125,26 @@ class StackingRunner(Runner[Array]):
 class GraphRunner(Runner[dict[str, Array]]):
     """For any graph. Samples of different shapes never share a run."""
 
-    def run(self, samples: Sequence[Sample], statistics: RunStatistics | None = None) -> Sequence[Row]:
-        """Return the rows, as Runner says; one run for each group of samples."""
-        rows: dict[int, Row] = {}
-        for places in self._groups(samples):
-            grouped = super().run([samples[at] for at in places], statistics)
+    fails_in_parts = True
+
+    def run(
+        self, samples: Sequence[Sample], statistics: RunStatistics | None = None
+    ) -> Sequence[Row | Exception]:
+        """Return the rows, as Runner says; one run for each group of samples.
+
+        Where the run of one group of several fails, what it raised stands for the row of each of its samples:
+        a shape that the graph cannot run does not cost the other groups theirs.
+        """
+        groups = self._groups(samples)
+        if len(groups) == 1:
+            return self._run(samples, statistics)
+        rows: dict[int, Row | Exception] = {}
+        for places in groups:
+            grouped: Sequence[Row | Exception]
+            try:
+                grouped = self._run([samples[at] for at in places], statistics)
+            except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no base class
+                grouped = [error] * len(places)
             rows.update(zip(places, grouped, strict=True))
         return [rows[at] for at in range(len(samples))]
 

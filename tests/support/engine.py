@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from vistazo_server.batcher import Answer, BatchObserver, DynamicBatcher, Ran
+from vistazo_server.batch import Answer, Ran
+from vistazo_server.batcher import BatchObserver, DynamicBatcher
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.latency import LatencyModel
 

@@ -12,7 +12,7 @@ import pytest
 from support.cpu_model import cpu_model
 from support.serving import until
 from support.tiny import SIDE, tiny_model, write_model
-from vistazo_server.batcher import Ran
+from vistazo_server.batch import Ran
 from vistazo_server.errors import ModelLoadError
 from vistazo_server.model import INLINE_SECONDS, BatchLimit, OnnxModel, batch_buckets, knee
 
