@@ -2,14 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from weakref import WeakKeyDictionary
 
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_server import codec, stream
-from vistazo_server.classifier import Classifier
 from vistazo_server.deadline import Context, call_deadline, sooner
-from vistazo_server.errors import InvalidRequestError, ServingError, let_go
+from vistazo_server.errors import InvalidRequestError, ServingError, without_frames
 from vistazo_server.repository import ModelRepository
 
 
@@ -19,15 +17,13 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
     def __init__(self, repository: ModelRepository, *, max_images: int) -> None:
         self._repository = repository
         self._max_images = max_images
-        # A version that is no longer served takes its encoder along.
-        self._encoders: WeakKeyDictionary[Classifier, codec.ResponseEncoder] = WeakKeyDictionary()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802, D102  the .proto names and documents it; a serialised ClassifyResponse
         return await self._classify(request, call_deadline(context))
 
-    async def ClassifyStream(  # noqa: N802, D102
+    async def ClassifyStream(  # type: ignore[override]  # noqa: N802, D102  serialised where answered
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
-    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+    ) -> AsyncIterator[bytes | pb.ClassifyStreamResponse]:
         deadline = call_deadline(context)
         answered = stream.answers(
             request_iterator, lambda request: self._stream_answer(request, deadline), in_order=False
@@ -54,22 +50,21 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         command = codec.decode_request(request, max_images=self._max_images)
         with self._repository.lease(command.model, command.version) as classifier:
             classified = await classifier.classify(command.images, top_k=command.top_k, deadline=deadline)
-        encoder = self._encoders.get(classifier)
-        if encoder is None:
-            spec = classifier.spec
-            encoder = codec.ResponseEncoder(spec.name, classifier.version, spec.labels)
-            self._encoders[classifier] = encoder
-        return encoder.encode(classified)
+        spec = classifier.spec
+        return await classifier.side.run(
+            codec.encode_response(spec.name, classifier.version, spec.labels, classified),
+            seconds=codec.encode_seconds(classified),
+            deadline=deadline,
+        )
 
     async def _stream_answer(
         self, request: pb.ClassifyStreamRequest, deadline: float | None
-    ) -> pb.ClassifyStreamResponse:
+    ) -> bytes | pb.ClassifyStreamResponse:
         """Return the answer to one request of a stream, its error included."""
         if request.HasField("timeout_ms"):
             deadline = sooner(deadline, request.timeout_ms / 1000)
         try:
             response = await self._classify(request.request, deadline)
         except ServingError as error:
-            let_go(error)
-            return codec.encode_stream_error(request.id, error)
-        return pb.ClassifyStreamResponse(id=request.id, response=pb.ClassifyResponse.FromString(response))
+            return codec.encode_stream_error(request.id, without_frames(error))
+        return codec.encode_stream_response(request.id, response)

@@ -17,15 +17,16 @@
     ├── UnimplementedError        UNIMPLEMENTED        an RPC that this server does not have
     └── InferenceError            INTERNAL             the engine failed
 
-Raised where the fact is known, turned into a status once, in `interceptors`.
+Raised where the fact is known, turned into a status once, in `calls`.
 """
 
-from traceback import clear_frames
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 import grpc
 
 SHORTEST_RETRY_SECONDS: Final = 0.001
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 class ServingError(Exception):
@@ -137,24 +138,19 @@ class RepositoryUnreadableError(Exception):
     """The model repository, or a model's folder in it, cannot be read now; the message is one line."""
 
 
-def let_go(error: BaseException) -> None:
-    """Free what the frames of an error hold, once it was dealt with: the request, and so its images.
+def without_frames(error: ErrorT) -> ErrorT:
+    """Return `error`, once it was dealt with, without what it holds of those that it came through.
 
-    An error is often part of a reference cycle, through a frame that names it or through grpc, which keeps
-    the one that an RPC was aborted with. Until Python's collector came by, 80 refused requests of 20 MiB took
-    3.5 GB.
+    A traceback holds frames, and they hold the request with its images. Such an error is often part of a
+    reference cycle, through a frame that has it or through a future in a frame: until Python's collector came
+    by, 80 refused requests of 20 MiB took 3.5 GB. So the error is made to let go of the frames. They are not
+    cleared: some may be of coroutines that still work for others, and would be closed by that.
     """
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [error]
-    while chain:
-        current = chain.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        clear_frames(current.__traceback__)  # leaves those alone that still run
-        chain += (current.__cause__, current.__context__)
-        if isinstance(current, BaseExceptionGroup):
-            chain += current.exceptions
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            without_frames(member)
+    return error
 
 
 def one_line(error: Exception, *, characters: int) -> str:

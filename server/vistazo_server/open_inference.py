@@ -17,16 +17,13 @@ from vistazo_server.errors import (
     ModelNotReadyError,
     ServingError,
     UnimplementedError,
-    let_go,
+    without_frames,
 )
-from vistazo_server.open_inference_codec import decode_infer_request, encode_infer_response
+from vistazo_server.open_inference_codec import decode_infer_request, encode_infer_response, encode_seconds
 from vistazo_server.repository import ModelRepository
 
 EXTENSIONS: Final = ("classification", "model_configuration", "model_repository", "parameters", "statistics")
 """Triton's names of those of its extensions that this server has."""
-
-_FINAL_RESPONSE_ASKED: Final = "triton_enable_empty_final_response"
-_FINAL_RESPONSE: Final = "triton_final_response"
 
 
 def _unimplemented(name: str) -> Any:  # noqa: ANN401  a method of any of them
@@ -40,13 +37,19 @@ def _unimplemented(name: str) -> Any:  # noqa: ANN401  a method of any of them
 class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     """The API for the ecosystem: the graph's own tensors, by the published protocol.
 
-    `is_ready` says whether the server as a whole is.
+    `is_live` and `is_ready` say whether the server as a whole is.
     """
 
     def __init__(
-        self, repository: ModelRepository, *, is_ready: Callable[[], bool], max_samples: int
+        self,
+        repository: ModelRepository,
+        *,
+        is_live: Callable[[], bool],
+        is_ready: Callable[[], bool],
+        max_samples: int,
     ) -> None:
         self._repository = repository
+        self._is_live = is_live
         self._is_ready = is_ready
         self._max_samples = max_samples
 
@@ -54,7 +57,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ServerLiveRequest, context: Context
     ) -> pb.ServerLiveResponse:
         del request, context
-        return pb.ServerLiveResponse(live=True)
+        return pb.ServerLiveResponse(live=self._is_live())
 
     async def ServerReady(  # noqa: N802, D102
         self, request: pb.ServerReadyRequest, context: Context
@@ -126,14 +129,12 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 )
         return response
 
-    async def ModelInfer(  # noqa: N802, D102
-        self, request: pb.ModelInferRequest, context: Context
-    ) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802, D102  a serialised ModelInferResponse
         return await self._infer(request, call_deadline(context))
 
-    async def ModelStreamInfer(  # noqa: N802, D102
+    async def ModelStreamInfer(  # type: ignore[override]  # noqa: N802, D102
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+    ) -> AsyncIterator[bytes | pb.ModelStreamInferResponse]:
         deadline = call_deadline(context)
         # In the order they came in, as Triton does: its clients may send no ids.
         answered = stream.answers(
@@ -189,7 +190,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             if entry.name == name and entry.state is ModelState.READY
         ]
 
-    async def _infer(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelInferResponse:
+    async def _infer(
+        self, request: pb.ModelInferRequest, deadline: float | None, *, in_stream: bool = False
+    ) -> bytes:
+        """Return the serialised answer: a ModelInferResponse, or `in_stream` the message around it."""
         with self._repository.lease(_named(request.model_name), request.model_version) as classifier:
             predictor = classifier.predictor
             try:
@@ -204,28 +208,26 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 raise
             if command.timeout is not None:
                 deadline = sooner(deadline, command.timeout)
-            tensors = await predictor.predict(
-                command.inputs, images=command.images, outputs=command.outputs, deadline=deadline
-            )
-        return encode_infer_response(
-            request, model=classifier.spec.name, version=classifier.version, tensors=tensors
+            tensors = await predictor.predict(command.inputs, outputs=command.outputs, deadline=deadline)
+        steps = encode_infer_response(
+            request,
+            model=classifier.spec.name,
+            version=classifier.version,
+            tensors=tensors,
+            in_stream=in_stream,
         )
+        return await classifier.side.run(steps, seconds=encode_seconds(tensors), deadline=deadline)
 
     async def _stream_answer(
         self, request: pb.ModelInferRequest, deadline: float | None
-    ) -> pb.ModelStreamInferResponse:
+    ) -> bytes | pb.ModelStreamInferResponse:
         """Return the answer to one request of a stream, its error included."""
         try:
-            response = await self._infer(request, deadline)
+            return await self._infer(request, deadline, in_stream=True)
         except ServingError as error:
-            let_go(error)
             return pb.ModelStreamInferResponse(
-                error_message=str(error), infer_response=pb.ModelInferResponse(id=request.id)
+                error_message=str(without_frames(error)), infer_response=pb.ModelInferResponse(id=request.id)
             )
-        asked = request.parameters.get(_FINAL_RESPONSE_ASKED)
-        if asked is not None and asked.bool_param:
-            response.parameters[_FINAL_RESPONSE].bool_param = True
-        return pb.ModelStreamInferResponse(infer_response=response)
 
 
 def _named(name: str) -> str:

@@ -42,6 +42,11 @@ def not_a_message(channel):
     )
 
 
+def not_a_message_of_a_stream(channel):
+    method = channel.stream_stream("/vistazo.v1.ClassificationService/ClassifyStream")
+    list(method(iter([b"\x0a" + NOISE]), timeout=PATIENCE_SECONDS))
+
+
 def in_a_stream(channel):
     request = pb.ClassifyStreamRequest(id="a", request=NO_IMAGE)
     stub = pb_grpc.ClassificationServiceStub(channel)
@@ -70,6 +75,7 @@ def bad_tensor(channel):
         one_bad_of_two,
         unknown_model,
         not_a_message,
+        not_a_message_of_a_stream,
         in_a_stream,
         cancelled_in_a_stream,
         bad_tensor,

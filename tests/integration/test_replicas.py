@@ -143,6 +143,63 @@ def test_a_stream_outlives_the_replica_that_it_ran_on(start):
     assert labels == dict.fromkeys(range(600), "red")
 
 
+@pytest.mark.parametrize("delay", ["0", "0.2"])
+def test_a_drained_replica_loses_no_image_of_a_stream_and_is_not_held_by_it(start, delay):
+    servers = [start("--drain-delay-seconds", delay), start("--drain-delay-seconds", delay)]
+    with Client(address(servers, "127.0.0.1"), timeout=30) as client, ThreadPoolExecutor() as pool:
+        client.wait_until_ready(timeout=PATIENCE_SECONDS)
+        ended, going_on = None, threading.Event()
+
+        def images():
+            for number in count():
+                yield number, RED
+                # Some after its end, from the other replica.
+                if going_on.is_set() and number % 100 == 0:
+                    return
+
+        labels = {}
+        for number, result in client.classify_stream(images()):
+            assert number not in labels
+            labels[number] = result.top.label
+            if len(labels) == 100:
+                ran_on = max(servers, key=answered)
+                began = time.monotonic()
+                ran_on.terminate()
+                ended = pool.submit(ran_on.wait)
+            if ended is not None and ended.done() and not going_on.is_set():
+                took = time.monotonic() - began
+                going_on.set()
+
+    assert ended.result() == 0
+    assert took < 15  # half of the grace, which the stream would have lasted
+    assert labels == dict.fromkeys(range(len(labels)), "red")
+
+
+async def test_a_drained_replica_loses_no_image_of_a_stream_in_asyncio_either(start):
+    servers = [start(), start()]
+    async with AsyncClient(address(servers, "127.0.0.1"), timeout=30) as client:
+        await client.wait_until_ready(timeout=PATIENCE_SECONDS)
+        ended, labels = None, {}
+
+        async def images():
+            for number in count():
+                yield number, RED
+                # Some after its end, from the other replica.
+                if ended is not None and ended.done() and number % 100 == 0:
+                    return
+
+        async for number, result in client.classify_stream(images()):
+            assert number not in labels
+            labels[number] = result.top.label
+            if len(labels) == 100:
+                ran_on = await asyncio.to_thread(max, servers, key=answered)
+                ran_on.terminate()
+                ended = asyncio.create_task(asyncio.to_thread(ran_on.wait))
+
+    assert await ended == 0
+    assert labels == dict.fromkeys(range(len(labels)), "red")
+
+
 def test_a_stream_outlives_the_drain_of_its_replica(start):
     servers = [start("--grace-seconds", "1"), start("--grace-seconds", "1")]
     with Client(address(servers, "127.0.0.1"), timeout=30) as client, ThreadPoolExecutor() as pool:

@@ -1,12 +1,14 @@
 """Request ids: in every line that the log has of a request, and in the trailer wherever that is of use."""
 
+import asyncio
+
 import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2
 
 from support.process import server_process
-from support.serving import PATIENCE_SECONDS, encoded, raw, serving
+from support.serving import PATIENCE_SECONDS, encoded, occupy, raw, serving, until
 from support.tiny import plain
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
@@ -41,9 +43,13 @@ async def test_the_callers_id_comes_back_with_answers_and_with_errors(models):
 
 
 async def test_the_refused_get_their_id_beside_the_advice_when_to_retry(slow_models):
-    async with serving(slow_models, max_batch_size=1) as server:
-        call = server.stub.Classify(pb.ClassifyRequest(images=[RED]), timeout=0.05)
+    async with serving(slow_models, max_batch_size=1, queue_limit=1) as server:
+        busy = await occupy(server, RED)
+        busy.append(asyncio.create_task(server.classify(RED)))
+        await until(lambda: server.queued() == 1)
+        call = server.stub.Classify(pb.ClassifyRequest(images=[RED]), timeout=PATIENCE_SECONDS)
         trailers = await ended(call)
+        await asyncio.gather(*busy)
 
     assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert {"x-request-id", "grpc-retry-pushback-ms"} <= set(trailers)

@@ -15,7 +15,7 @@ from support.tiny import plain
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_proto import open_inference_pb2, open_inference_pb2_grpc
-from vistazo_server import access
+from vistazo_server import access, stream
 from vistazo_server.access import NEEDS, Caller, Needs, Scope, Tokens, authorize, parse_tokens
 from vistazo_server.errors import PermissionDeniedError, StartupError, UnauthenticatedError
 
@@ -192,8 +192,8 @@ def test_the_log_says_who_loaded_a_model(models, tokens):
 
 async def test_streams_and_reflection_ask_for_tokens_and_health_does_not(models, tokens):
     async with serving(models, tokens=tokens, reflection=True) as server:
-        stream = server.stub.ClassifyStream(timeout=PATIENCE_SECONDS)
-        assert await status(stream.read()) == "UNAUTHENTICATED"
+        call = server.stub.ClassifyStream(timeout=PATIENCE_SECONDS)
+        assert await status(call.read()) == "UNAUTHENTICATED"
         stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
         asked = stub.ServerReflectionInfo(
             iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=PATIENCE_SECONDS
@@ -263,6 +263,78 @@ async def test_tokens_are_rotated_without_a_refused_request(models, tokens, monk
 
     assert refused == []
     assert old == "UNAUTHENTICATED"
+
+
+def open_classify(server: Serving, token: str):
+    """Return a stream, and a request of it that is answered."""
+    call = server.stub.ClassifyStream(timeout=PATIENCE_SECONDS, metadata=bearer(token))
+    return call, pb.ClassifyStreamRequest(id="a", request=pb.ClassifyRequest(images=[RED]))
+
+
+def open_infer(server: Serving, token: str):
+    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+    call = stub.ModelStreamInfer(timeout=PATIENCE_SECONDS, metadata=bearer(token))
+    return call, open_inference_pb2.ModelInferRequest(id="a", model_name="nobody")
+
+
+@pytest.mark.parametrize("writing", [False, True])
+@pytest.mark.parametrize(
+    ("left", "ended"),
+    [
+        (f"admin inference {BOTH}", "UNAUTHENTICATED"),
+        (f"admin inference {BOTH}\ncamera model-control {INFERENCE}", "PERMISSION_DENIED"),
+    ],
+)
+@pytest.mark.parametrize("open_stream", [open_classify, open_infer])
+async def test_a_stream_ends_with_its_token_and_no_other(
+    models, tokens, monkeypatch, open_stream, left, ended, writing
+):
+    monkeypatch.setattr(access, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(stream, "RECHECK_SECONDS", 1000.0 if writing else 0.02)
+    async with serving(models, tokens=tokens) as server:
+        revoked, request = open_stream(server, INFERENCE)
+        other, _ = open_stream(server, BOTH)
+        for call in (revoked, other):
+            await call.write(request)
+            await call.read()
+        tokens.write_text(left)
+        if writing:
+            await revoked.write(request)
+
+        assert await status(revoked.read()) == ended
+        await other.write(request)
+        assert await other.read() != grpc.aio.EOF
+        await other.done_writing()
+        assert await status(other.read()) == "OK"
+
+
+async def test_what_a_stream_had_asked_before_its_token_ended_is_answered(slow_models, tokens, monkeypatch):
+    monkeypatch.setattr(access, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(stream, "RECHECK_SECONDS", 0.02)
+    async with serving(slow_models, tokens=tokens) as server:
+        call, request = open_classify(server, INFERENCE)
+        for _ in range(5):
+            await call.write(request)
+        await until(lambda: server.in_flight() == 5)
+        tokens.write_text(f"admin inference {BOTH}")
+
+        answers = [await call.read() for _ in range(5)]
+        assert await status(call.read()) == "UNAUTHENTICATED"
+    assert [labels(answer.response.results[0])[0] for answer in answers] == ["red"] * 5
+
+
+async def test_a_stream_goes_on_while_its_token_is_on_any_line(models, tokens, monkeypatch):
+    monkeypatch.setattr(access, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(stream, "RECHECK_SECONDS", 0.001)
+    async with serving(models, tokens=tokens) as server:
+        call, request = open_classify(server, INFERENCE)
+        for number in range(20):
+            tokens.write_text(f"# {number}\nother{number} inference,model-control {INFERENCE}\n")
+            await asyncio.sleep(0.005)
+            await call.write(request)
+            assert (await call.read()).id == "a"
+        await call.done_writing()
+        assert await status(call.read()) == "OK"
 
 
 def test_a_changed_file_is_in_force_after_a_second(tokens):

@@ -66,7 +66,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def metric(server: ServerProcess, name: str) -> float:
     """Return the sum of a metric's series, as the endpoint tells it."""
+    lines = metrics_text(server).splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def metrics_text(server: ServerProcess) -> str:
+    """Return what the endpoint tells."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+        return str(response.read().decode())
