@@ -1,64 +1,39 @@
 """ImageInputs: images as callers send them → samples of one model, on threads that all models share."""
 
-import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeGuard, TypeVar
+from typing import Final, Protocol, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vistazo_server import tracing
-from vistazo_server.errors import InvalidImageError, QueueFullError
+from vistazo_server.errors import InvalidImageError, ServingError, without_frames
 from vistazo_server.preprocess import Preprocessor
+from vistazo_server.preprocess_pool import PreprocessPool
 from vistazo_server.tensors import Array
 
-ImageInput = bytes | NDArray[np.uint8] | InvalidImageError
+EncodedOrPixels = bytes | NDArray[np.uint8]
+"""An encoded file, or uint8 H×W×C pixels."""
+
+ImageInput = EncodedOrPixels | InvalidImageError
 """An encoded file, uint8 H×W×C pixels, or why the decoder of the request could not get either."""
 
-CheckAdmission = Callable[[int, float], None]
-"""Raises ServingError when so many samples with this deadline would be refused now."""
 
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
+TINY_VALUES: Final = 16_384
+"""Pixels of so many values, before and after resizing together, are resized in at most 50 µs; to hand them to
+a thread and back costs the server more than that."""
+
+LONGEST_TINY: Final = 4
+"""Sides' ratio up to which pixels can be tiny: a strip grows when its shorter edge does."""
 
 
-class PreprocessPool:
-    """Threads that decode and resize images, shared by all models, with a bound on what waits for them."""
+class CheckAdmission(Protocol):
+    """Whether the batcher would take a request."""
 
-    def __init__(self, *, threads: int, limit: int) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="preprocess")
-        self._threads = threads
-        self._limit = limit
-        self._pending = 0
-
-    @property
-    def pending(self) -> int:
-        """Images that wait or are being worked on."""
-        return self._pending
-
-    async def map(self, work: Callable[[_In], _Out], images: Sequence[_In]) -> list[_Out | BaseException]:
-        """Return `work(image)`, or what it raised, for each image. Raises QueueFullError."""
-        if self._pending and self._pending + len(images) > self._limit:
-            raise QueueFullError(
-                f"{self._pending} images wait to be decoded, {len(images)} more would pass the limit of "
-                f"{self._limit}",
-                retry_after=0.005 * self._pending / self._threads,  # a photograph takes about 5 ms
-            )
-        loop = asyncio.get_running_loop()
-        futures = [loop.run_in_executor(self._executor, work, image) for image in images]
-        for future in futures:
-            self._pending += 1
-            future.add_done_callback(self._done)
-        return await asyncio.gather(*futures, return_exceptions=True)
-
-    def close(self) -> None:
-        """End the threads; what has not begun is dropped."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def _done(self, _: object) -> None:
-        self._pending -= 1
+    def __call__(self, samples: int, deadline: float, *, ready_in: float) -> None:
+        """Raise ServingError when so many samples, ready in so many seconds, would be refused now."""
 
 
 class ImageInputs:
@@ -92,27 +67,45 @@ class ImageInputs:
     ) -> Sequence[Array | InvalidImageError]:
         """Return the sample of each image, or why there is none.
 
-        The deadline is in time.monotonic's seconds. Raises what admission raises, and QueueFullError.
+        The deadline is in time.monotonic's seconds. Raises what admission raises, and what the pool does.
         """
-        # Before the images are decoded: under overload the CPU is for those that will be answered.
-        self._check_admission(len(images), deadline)
+        usable = [image for image in images if not isinstance(image, InvalidImageError)]
+        made = iter(await self._made(usable, deadline) if usable else ())
         prepared: list[Array | InvalidImageError] = []
-        began = time.perf_counter()
-        try:
-            results = await self._pool.map(self._sample, images)
-        finally:
-            tracing.stage("preprocess", began, clock=time.perf_counter, images=len(images))
-        for result in results:
-            if isinstance(result, InvalidImageError):
+        for image in images:
+            sample = image if isinstance(image, InvalidImageError) else next(made)
+            if isinstance(sample, InvalidImageError):
                 self._on_failure()
-                prepared.append(result)
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                prepared.append(result)
+            elif isinstance(sample, ServingError):
+                raise sample
+            prepared.append(sample)
         return prepared
 
-    def _sample(self, image: ImageInput) -> Array:
-        if isinstance(image, InvalidImageError):
-            raise image
-        return self._preprocessor.model_input(image)
+    async def _made(self, images: Sequence[EncodedOrPixels], deadline: float) -> list[Array | ServingError]:
+        if self._are_tiny(images):
+            return [self._resized(image) for image in images]
+        # Before the images are decoded: under overload the CPU is for those that will be answered.
+        self._check_admission(len(images), deadline, ready_in=self._pool.ready_in(len(images)))
+        began = time.perf_counter()
+        try:
+            return await self._pool.map(self._preprocessor.model_input, images, deadline=deadline)
+        finally:
+            tracing.stage("preprocess", began, clock=time.perf_counter, images=len(images))
+
+    def _are_tiny(self, images: Sequence[EncodedOrPixels]) -> bool:
+        """Return whether the images are pixels, and so few that a change of thread would take longer."""
+        values = len(images) * math.prod(self._preprocessor.shape)
+        for image in images:
+            if values > TINY_VALUES or not isinstance(image, np.ndarray):
+                return False
+            height, width, _ = image.shape
+            if max(height, width) > LONGEST_TINY * min(height, width):
+                return False
+            values += image.size
+        return values <= TINY_VALUES
+
+    def _resized(self, image: EncodedOrPixels) -> Array | ServingError:
+        try:
+            return cast("Array", self._preprocessor.model_input(image))
+        except ServingError as error:
+            return without_frames(error)

@@ -1,5 +1,6 @@
 """Every kind of image that a stranger may send: the right answer, or one clear line, never a crash."""
 
+import asyncio
 import random
 import re
 import struct
@@ -11,7 +12,7 @@ from PIL import Image
 
 from support import quadrants
 from support.images import AS_STORED, animation, file, interlaced_png, picture, png_claiming, turned
-from support.serving import encoded, labels, probabilities, raw, serving, softmax
+from support.serving import encoded, labels, probabilities, pushback, raw, serving, softmax, until
 from support.tiny import LABELS, plain, tiny_manifest, tiny_model, write_model
 from vistazo_proto import classification_pb2 as pb
 
@@ -327,3 +328,79 @@ async def test_an_untagged_image_is_classified_as_it_stands(tmp_path):
         response = await server.classify(encoded(file(upside_down)))
 
     assert labels(response.results[0])[0] == "bottom left"
+
+
+@pytest.fixture(scope="module")
+def huge() -> pb.Image:
+    """A PNG of some kilobytes that takes a thread some 10 ms or more to decode."""
+    return encoded(file(Image.new("RGB", (1000, 2000), COLOUR)))
+
+
+@pytest.fixture(scope="module")
+def enormous() -> pb.Image:
+    """A PNG that takes ten times as long as a huge one."""
+    return encoded(file(Image.new("RGB", (5000, 4000), COLOUR)))
+
+
+def pool_of(server):
+    return server.server.repository.lease("tiny").loaded.classifier._images._pool
+
+
+async def test_huge_images_of_one_caller_keep_no_other_waiting(models, huge):
+    async with serving(models, preprocess_threads=1) as server:
+        pool = pool_of(server)
+        flood = asyncio.create_task(server.classify(*[huge] * 60))
+        await until(lambda: pool.pending > 50)
+        for _ in range(6):
+            response = await server.classify(encoded(file(PHOTO, "JPEG")))
+            assert labels(response.results[0])
+        # One of a caller who is as fair as all others, among the huge ones.
+        await server.classify(huge)
+        left = pool.pending
+
+        assert left > 20
+        assert len((await flood).results) == 60
+
+
+async def test_a_request_of_a_stream_ends_at_its_own_deadline_while_huge_images_are_decoded(models, huge):
+    async with serving(models, preprocess_threads=1) as server:
+        pool = pool_of(server)
+        flood = asyncio.create_task(server.classify(*[huge] * 60))
+        await until(lambda: pool.pending > 50)
+        # More than can be decoded in time, whoever else is there.
+        late = pb.ClassifyStreamRequest(
+            id="late", timeout_ms=100, request=pb.ClassifyRequest(images=[huge] * 100)
+        )
+        (answer,) = [answer async for answer in server.stub.ClassifyStream(iter([late]))]
+
+        assert answer.error.code in (
+            grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
+            grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
+        ), answer
+        assert pool.pending > 20
+        # What it had is never decoded.
+        assert pool.pending < 70
+        await flood
+
+
+async def test_huge_images_that_cannot_be_decoded_by_the_deadline_are_refused_before_it(
+    models, huge, enormous
+):
+    async with serving(models, preprocess_threads=1) as server:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await server.classify(*[enormous] * 250, deadline=5)
+
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, refused.value.details()
+        assert pushback(refused.value) > 0
+        assert "large images are predicted to be decoded in" in refused.value.details()
+        await until(lambda: pool_of(server).pending == 0)
+        assert labels((await server.classify(huge)).results[0])
+        assert server.outcomes() == {"ok": 1, "rejected": 1}
+
+
+async def test_how_many_images_wait_to_be_decoded_is_a_metric(models, huge):
+    async with serving(models, preprocess_threads=1) as server:
+        flood = asyncio.create_task(server.classify(*[huge] * 20))
+        await until(lambda: server.sample("vistazo_preprocess_pending_images") > 10)
+        await flood
+        assert server.sample("vistazo_preprocess_pending_images") == 0

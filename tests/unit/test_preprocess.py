@@ -1,13 +1,25 @@
 """Preprocessor: what each kind of image becomes. Equality with torchvision is in tests/integration."""
 
 import io
+import math
+import time
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from support.images import png_chunk
 from vistazo_server.errors import InvalidImageError
-from vistazo_server.preprocess import Layout, Preprocessor, PreprocessSpec, ResizeMode
+from vistazo_server.preprocess import (
+    HEADER_SECONDS,
+    MOST_SCANS,
+    Large,
+    Layout,
+    Preprocessor,
+    PreprocessSpec,
+    ResizeMode,
+)
 
 
 def preprocessor(
@@ -29,6 +41,14 @@ def encode(image, image_format="PNG", **options):
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
+
+
+def bomb_of(width, height):
+    """A PNG whose header claims so many pixels, with none behind it: to decode it fails."""
+    bomb = bytearray(encode(Image.new("1", (8, 8))))
+    bomb[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    return bytes(bomb)
 
 
 @pytest.fixture
@@ -141,6 +161,90 @@ def test_cmyk_jpegs_become_rgb():
     assert result[4, 4, 1] < 50
 
 
+PNG_CHUNKS_BEGIN = 33
+"""Where in a PNG other chunks than the header may stand."""
+
+SMALL_PNG = encode(Image.new("RGB", (8, 8)))
+SMALL_JPEG = encode(Image.new("RGB", (8, 8)), "JPEG")
+PROGRESSIVE = encode(Image.effect_noise((64, 64), 50), "JPEG", progressive=True)
+LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+
+
+def with_chunks(chunks, *, at=PNG_CHUNKS_BEGIN):
+    return SMALL_PNG[:at] + chunks + SMALL_PNG[at:]
+
+
+def unpacking_to_a_megabyte(name, head):
+    return png_chunk(name, head + zlib.compress(bytes(900_000)))
+
+
+def with_scans(count, *, before=b""):
+    """The progressive JPEG with so many scans: its own, and the last again and again."""
+    own = PROGRESSIVE.count(b"\xff\xda")
+    return PROGRESSIVE[:-2] + before + LAST_SCAN * (count - own) + PROGRESSIVE[-2:]
+
+
+# Each is a file of a few megabytes at most that Pillow reads for seconds.
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: with_chunks(png_chunk(b"abCd", b"") * 1_000_000),
+        lambda: with_chunks(png_chunk(b"abCd", b"") * 1_000_000, at=len(SMALL_PNG) - 12),
+        lambda: with_chunks(unpacking_to_a_megabyte(b"iCCP", b"k\0\0") * 3000),
+        lambda: with_chunks(unpacking_to_a_megabyte(b"iCCP", b"k\0\0") * 3000, at=len(SMALL_PNG) - 12),
+        lambda: SMALL_JPEG[:2] + b"\xff\xe7\0\2" * 3_000_000 + SMALL_JPEG[2:],
+        lambda: SMALL_JPEG[:2] + b"\xff" * 12_000_000 + SMALL_JPEG[2:],
+    ],
+    ids=["chunks", "chunks at the end", "profiles", "profiles at the end", "segments", "fill bytes"],
+)
+def test_a_file_that_is_made_to_take_long_is_given_up(make):
+    began = time.thread_time()
+    encoded = make()
+    made_in = time.thread_time() - began
+
+    with pytest.raises(InvalidImageError, match="takes longer to read than one of its size may"):
+        preprocessor().model_input(encoded)
+    # In CPU time, which a busy machine does not stretch: a tenth of a second, and what was going on then.
+    assert time.thread_time() - began - made_in < 10 * HEADER_SECONDS
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b"\xff\x01",  # a marker without a length, in front of what would be one
+        b"\xff\xff\xff",  # fill bytes
+        b"\xff\xe7\0\0",  # a segment of a wrong length
+        b"\xff\xe7\0\4\xff\xd9",  # what ends the picture, inside a segment
+        b"\xff\xe7\0\2" * 20_000,
+    ],
+    ids=["scans", "no length", "fill", "wrong length", "end in a segment", "segments"],
+)
+def test_a_jpeg_of_more_scans_than_any_photograph_has_is_refused(before):
+    for at_most in (1, math.inf):
+        with pytest.raises(InvalidImageError, match="expected a JPEG of at most 100 scans, got one of more"):
+            preprocessor().model_input(with_scans(50_000, before=before), at_most)
+
+
+def test_a_jpeg_of_as_many_scans_as_may_be_is_answered():
+    result = preprocessor().decode(with_scans(MOST_SCANS)).astype(int)
+
+    # Each scan too many refines what was final already.
+    np.testing.assert_allclose(result, preprocessor().decode(PROGRESSIVE).astype(int), atol=5)
+    with pytest.raises(InvalidImageError, match="100 scans"):
+        preprocessor().decode(with_scans(MOST_SCANS + 1))
+
+
+def test_what_only_looks_like_scans_is_none():
+    look_alikes = b"\xff\xda" * 30_000
+    comment = b"\xff\xfe" + (len(look_alikes) + 2).to_bytes(2, "big") + look_alikes
+    expected = preprocessor().decode(PROGRESSIVE)
+
+    # In a comment, as in a preview or a profile; and behind the picture, where phones put films.
+    for encoded in (PROGRESSIVE[:2] + comment + PROGRESSIVE[2:], PROGRESSIVE + look_alikes):
+        np.testing.assert_array_equal(preprocessor().decode(encoded), expected)
+
+
 def animation(image_format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     return encode(frames[0], image_format, save_all=True, append_images=frames[1:])
@@ -167,13 +271,8 @@ def test_what_cannot_be_used_is_refused_with_the_reason(encoded, message):
 
 
 def test_a_bomb_is_refused_before_a_pixel_is_decoded():
-    # A header that claims 60,000×60,000 pixels, with no pixel behind it: decoding would fail otherwise.
-    bomb = bytearray(encode(Image.new("1", (8, 8))))
-    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
-    bomb[29:33] = __import__("zlib").crc32(bytes(bomb[12:29])).to_bytes(4, "big")
-
     with pytest.raises(InvalidImageError, match=r"60000×60000 \(3600.0 megapixels\)"):
-        preprocessor().decode(bytes(bomb))
+        preprocessor().decode(bomb_of(60_000, 60_000))
 
 
 @pytest.mark.parametrize("layout", Layout)
@@ -191,3 +290,53 @@ def test_the_models_input_is_in_its_layout_and_dtype(gradient, layout, dtype):
         in_order = sample.transpose(1, 2, 0) if layout is Layout.NCHW else sample
         np.testing.assert_allclose(in_order, expected, atol=2e-3 if dtype == "float16" else 1e-6)
     assert made.takes_pixels == (layout is Layout.NHWC and dtype == "uint8")
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_an_image_of_more_pixels_than_asked_for_at_once_is_told_as_large(image_format):
+    made = preprocessor()
+    image = encode(Image.new("RGB", (40, 30)), image_format)
+
+    assert made.model_input(image, 1199) == Large(1200)
+    np.testing.assert_array_equal(made.model_input(image, 1200), made.model_input(image))
+
+
+def test_a_large_image_is_told_by_its_header_before_a_pixel_is_decoded():
+    assert preprocessor().model_input(bomb_of(900, 1000), 10_000) == Large(900_000)
+
+
+def test_raw_pixels_are_large_by_their_size():
+    made = preprocessor()
+
+    assert made.model_input(np.zeros((30, 40, 3), dtype=np.uint8), 1199) == Large(1200)
+    assert made.model_input(np.zeros((30, 40, 1), dtype=np.uint8), 1200).shape == (8, 8, 3)
+    # These need no work.
+    assert made.model_input(np.zeros((8, 8, 3), dtype=np.uint8), 1).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 10_000), (10_000, 1)])
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_a_strip_is_as_large_as_what_it_grows_to(width, height, is_raw):
+    strip = Image.new("RGB", (width, height))
+    image = np.asarray(strip) if is_raw else encode(strip)
+
+    assert preprocessor(side=8).model_input(image, 600_000) == Large(8 * 80_000)
+    # Stretched, it does not grow.
+    assert preprocessor(side=8, mode=ResizeMode.STRETCH).model_input(image, 10_000).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (b"", "got 0 bytes"),
+        (b"this is text named .jpg", "something else"),
+        (animation("PNG"), "animation of 2 frames"),
+        (bomb_of(60_000, 60_000), "at most 1 megapixels, got 60000×60000"),
+        (bomb_of(1, 200_000), "after resizing, 8×1600000"),
+        (bomb_of(200_000, 1), "after resizing, 1600000×8"),
+    ],
+    ids=["empty", "text", "apng", "too large", "long strip", "wide strip"],
+)
+def test_what_its_header_shows_to_be_unusable_is_refused_and_not_put_off_as_large(encoded, message):
+    with pytest.raises(InvalidImageError, match=message):
+        preprocessor().model_input(encoded, 1)
