@@ -3,12 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vistazo_server.batcher import Answer, DynamicBatcher
+from vistazo_server.batch import Answer
+from vistazo_server.batcher import DynamicBatcher
 from vistazo_server.errors import InferenceError, InvalidImageError, InvalidRequestError
 from vistazo_server.image_inputs import ImageInput, ImageInputs
 from vistazo_server.manifest import ModelSpec
@@ -16,10 +17,20 @@ from vistazo_server.metrics import ModelMetrics
 from vistazo_server.outcome import outcome_of
 from vistazo_server.outputs import Row
 from vistazo_server.predictor import Predictor
+from vistazo_server.side_thread import INLINE_SECONDS, SideThread, Steps
 from vistazo_server.statistics import RunStatistics
 from vistazo_server.tensors import Array, Signature
 
 DEFAULT_TOP_K: Final = 5
+
+# The best so many classes of each image are found once for a whole batch, whatever its members ask for. Twice
+# the default costs no more than that, as the values below them are not sorted.
+SHARED_TOP_K: Final = 10
+# Unless that would take some 5 ms for all scores of the batch: whoever asks is then answered alone.
+MOST_SHARED_SCORES: Final = 1 << 18
+# For each score of an image: to find the best few, and to sort many.
+_FIND_SECONDS: Final = 20e-9
+_SORT_SECONDS: Final = 90e-9
 
 _NO_ANSWER: Final = Answer(rows=(), batch_size=0, queue_seconds=0.0, compute_seconds=0.0)
 
@@ -27,8 +38,8 @@ _NO_ANSWER: Final = Answer(rows=(), batch_size=0, queue_seconds=0.0, compute_sec
 class Ranking(NamedTuple):
     """The most probable classes of one image, most probable first."""
 
-    indexes: Sequence[int]
-    probabilities: Sequence[float]
+    indexes: NDArray[np.intp]
+    probabilities: NDArray[np.float32]
 
 
 @dataclass(slots=True)  # not frozen: one is made for each request, and a frozen one takes three times as long
@@ -56,17 +67,21 @@ class Classifier:
         batcher: DynamicBatcher,
         metrics: ModelMetrics,
         runs: RunStatistics,
+        side: SideThread,
         default_deadline: float,
     ) -> None:
         self.spec = spec
         self.version = version
         self.metrics = metrics
         self.runs = runs
+        self.side = side
+        """For what would hold the event loop too long."""
         self.predictor = Predictor(
             signature,
             labels=spec.labels,
             batcher=batcher,
             metrics=metrics,
+            side=side,
             default_deadline=default_deadline,
             prepare_images=None if images is None else images.prepare,
         )
@@ -100,7 +115,14 @@ class Classifier:
             samples = [image for image in inputs if not isinstance(image, InvalidImageError)]
             answer = await self._batcher.infer(samples, deadline=deadline) if samples else _NO_ANSWER
             answered = time.perf_counter()
-            results = self._results(inputs, answer.rows, top_k)
+            seconds = self._ranking_seconds(len(samples), top_k)
+            results = (
+                self._results(inputs, answer.rows, top_k)
+                if seconds < INLINE_SECONDS
+                else await self.side.run(
+                    self._own_results(inputs, answer.rows, top_k), seconds=seconds, deadline=deadline
+                )
+            )
         except BaseException as error:
             metrics.request_ended(outcome_of(error, deadline))
             raise
@@ -132,8 +154,13 @@ class Classifier:
             raise InvalidRequestError(f"top_k: expected 1 to {classes}, the number of classes, got {top_k}")
         return top_k
 
+    def _ranking_seconds(self, images: int, top_k: int) -> float:
+        """Return how long it is predicted to take to rank the classes of a request's images."""
+        each = _FIND_SECONDS if top_k <= SHARED_TOP_K else _SORT_SECONDS
+        return images * len(self.spec.labels) * each
+
     def _results(
-        self, inputs: Sequence[NDArray[np.uint8] | InvalidImageError], rows: Sequence[Row], top_k: int
+        self, inputs: Sequence[Array | InvalidImageError], rows: Sequence[Row], top_k: int
     ) -> list[Ranking | InvalidImageError]:
         if len(rows) == len(inputs):
             return [self._ranking(row, top_k) for row in rows]
@@ -143,17 +170,38 @@ class Classifier:
             for image in inputs
         ]
 
+    def _own_results(
+        self, inputs: Sequence[Array | InvalidImageError], rows: Sequence[Row], top_k: int
+    ) -> Steps[list[Ranking | InvalidImageError]]:
+        """Return the same as `_results`, as steps of one image each, which share nothing with batch-mates."""
+        following = iter(rows)
+        results: list[Ranking | InvalidImageError] = []
+        for image in inputs:
+            results.append(
+                image if isinstance(image, InvalidImageError) else self._own_ranking(next(following), top_k)
+            )
+            yield
+        return results
+
     def _ranking(self, row: Row, top_k: int) -> Ranking:
         outputs, at = row
-        indexes, probabilities, finite = outputs.derive(
-            top_k, lambda: self._rank(outputs.arrays[self._scores_at], top_k)
-        )
+        scores = outputs.arrays[self._scores_at]
+        if top_k > SHARED_TOP_K or scores.size > MOST_SHARED_SCORES:
+            return self._own_ranking(row, top_k)
+        most = min(SHARED_TOP_K, len(self.spec.labels))
+        return self._checked(outputs.derive("best", lambda: self._rank(scores, most)), at, top_k)
+
+    def _own_ranking(self, row: Row, top_k: int) -> Ranking:
+        outputs, at = row
+        return self._checked(self._rank(outputs.arrays[self._scores_at][at : at + 1], top_k), 0, top_k)
+
+    def _checked(self, best: "_Best", at: int, top_k: int) -> Ranking:
+        indexes, probabilities, finite = best
         if not finite[at]:
             raise InferenceError(f"the model {self.spec.name} gave values that are not finite")
-        return Ranking(indexes[at], probabilities[at])
+        return Ranking(indexes[at, :top_k], probabilities[at, :top_k])
 
-    def _rank(self, scores: Array, top_k: int) -> tuple[list[list[int]], list[list[float]], list[bool]]:
-        """Return, for each row, its top classes, their probabilities, and whether all values are finite."""
+    def _rank(self, scores: Array, top_k: int) -> "_Best":
         if scores.ndim != 2 or scores.dtype != np.float32:
             # Imported models may end in FP16, or in dimensions of 1.
             scores = scores.reshape(len(scores), -1).astype(np.float32)
@@ -162,8 +210,15 @@ class Classifier:
             scores = np.where(finite[:, np.newaxis], scores, np.float32(0))
         probabilities = _softmax(scores) if self._gives_logits else scores
         indexes = top_classes(probabilities, top_k)
-        best = probabilities[np.arange(len(scores))[:, np.newaxis], indexes]
-        return indexes.tolist(), best.tolist(), cast("list[bool]", finite.tolist())
+        return _Best(indexes, probabilities[np.arange(len(scores))[:, np.newaxis], indexes], finite)
+
+
+class _Best(NamedTuple):
+    """For each image of a batch: its best classes, their probabilities, and whether all values are finite."""
+
+    indexes: NDArray[np.intp]
+    probabilities: NDArray[np.float32]
+    finite: NDArray[np.bool_]
 
 
 def _located(samples: Sequence[Array | InvalidImageError]) -> Sequence[Array | InvalidImageError]:

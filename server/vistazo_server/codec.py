@@ -1,10 +1,8 @@
 """Protobuf ⇄ plain values for ClassificationService: every check of a request, and nothing else."""
 
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 import grpc
@@ -14,9 +12,10 @@ from numpy.typing import NDArray
 
 from vistazo_proto import classification_pb2 as pb
 from vistazo_server.catalog import CatalogEntry, ModelState
-from vistazo_server.classifier import Classified
+from vistazo_server.classifier import Classified, Ranking
 from vistazo_server.errors import InvalidImageError, InvalidRequestError, ServingError
 from vistazo_server.image_inputs import ImageInput
+from vistazo_server.side_thread import Steps
 
 _STATES = {
     ModelState.LOADING: pb.LOADING,
@@ -81,97 +80,44 @@ def _decode_pixels(raw: pb.RawPixels) -> NDArray[np.uint8] | InvalidImageError:
     return np.frombuffer(data, dtype=np.uint8).reshape(height, width, channels)
 
 
-class ResponseEncoder:
-    """Serialises the answers of one model version.
-
-    A ClassifyResponse is put together from bytes: what is the same in every answer, each class's index and
-    label above all, is serialised once. With protobuf's own objects, this took a third of what the server
-    does for a request of a small network. The wire format: https://protobuf.dev/programming-guides/encoding
-    """
-
-    def __init__(self, model: str, version: str, labels: Sequence[str]) -> None:
-        self._head = pb.ClassifyResponse(model=model, version=version).SerializeToString()
-        self._predictions = [_prediction_head(index, label) for index, label in enumerate(labels)]
-
-    def encode(self, classified: Classified) -> bytes:
-        """Return the serialised ClassifyResponse."""
-        parts = [self._head]
-        for result in classified.results:
-            if isinstance(result, InvalidImageError):
-                image_result = pb.ImageResult(error=encode_error(result)).SerializeToString()
-            else:
-                heads = self._predictions
-                predictions = b"".join(
-                    [
-                        heads[index] + _PROBABILITY(probability)
-                        for index, probability in zip(result.indexes, result.probabilities, strict=True)
-                    ]
-                )
-                image_result = _IMAGE_RESULT_PREDICTIONS + _varint(len(predictions)) + predictions
-            parts += (_RESULTS, _varint(len(image_result)), image_result)
-        parts += (
-            _BATCH_SIZE,
-            _varint(classified.batch_size),
-            _TIMING(
-                *_TIMING_HEAD,
-                _QUEUE_SECONDS,
-                classified.queue_seconds,
-                _PREPROCESS_SECONDS,
-                classified.preprocess_seconds,
-                _COMPUTE_SECONDS,
-                classified.compute_seconds,
-            ),
-        )
-        return b"".join(parts)
+# What it takes to write one prediction, and how many of them are serialised at once: in about 0.2 ms.
+_PREDICTION_SECONDS: Final = 0.5e-6
+_PREDICTIONS_A_STEP: Final = 512
 
 
-class _WireType(IntEnum):
-    VARINT = 0
-    I64 = 1
-    LEN = 2
-    I32 = 5
-
-
-def _tag(message: type[Message], field: str, wire_type: _WireType) -> int:
-    """Return what stands before a field's value, one byte for the first fifteen fields."""
-    return message.DESCRIPTOR.fields_by_name[field].number << 3 | wire_type
-
-
-def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return _ONE_BYTE[number]
-    parts = bytearray()
-    while number >= 0x80:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
-
-
-_ONE_BYTE: Final = tuple(bytes([number]) for number in range(0x80))
-_PROBABILITY: Final = struct.Struct("<f").pack
-_TIMING: Final = struct.Struct("<BBBdBdBd").pack
-_RESULTS: Final = bytes([_tag(pb.ClassifyResponse, "results", _WireType.LEN)])
-_BATCH_SIZE: Final = bytes([_tag(pb.ClassifyResponse, "batch_size", _WireType.VARINT)])
-_TIMING_HEAD: Final = (_tag(pb.ClassifyResponse, "timing", _WireType.LEN), 3 * (1 + 8))
-_QUEUE_SECONDS: Final = _tag(pb.Timing, "queue_seconds", _WireType.I64)
-_PREPROCESS_SECONDS: Final = _tag(pb.Timing, "preprocess_seconds", _WireType.I64)
-_COMPUTE_SECONDS: Final = _tag(pb.Timing, "compute_seconds", _WireType.I64)
-_IMAGE_RESULT_PREDICTIONS: Final = bytes([_tag(pb.ImageResult, "predictions", _WireType.LEN)])
-
-
-def _prediction_head(index: int, label: str) -> bytes:
-    """Return a Prediction as an element of Predictions, up to the four bytes of its probability."""
-    body = pb.Prediction(index=index, label=label).SerializeToString()
-    body += bytes([_tag(pb.Prediction, "probability", _WireType.I32)])
-    return (
-        bytes([_tag(pb.Predictions, "predictions", _WireType.LEN)])
-        + _varint(len(body) + _PROBABILITY_BYTES)
-        + body
+def encode_seconds(classified: Classified) -> float:
+    """Return how long `encode_response` is predicted to take."""
+    return _PREDICTION_SECONDS * sum(
+        len(result.indexes) for result in classified.results if isinstance(result, Ranking)
     )
 
 
-_PROBABILITY_BYTES: Final = 4
+def encode_response(model: str, version: str, labels: Sequence[str], classified: Classified) -> Steps[bytes]:
+    """Return the answer to a request, a serialised ClassifyResponse, as steps."""
+    # A large one is serialised in parts: messages put one behind the other are one, with the results of all.
+    parts: list[bytes] = []
+    part = pb.ClassifyResponse(model=model, version=version, batch_size=classified.batch_size)
+    timing = part.timing
+    timing.queue_seconds = classified.queue_seconds
+    timing.preprocess_seconds = classified.preprocess_seconds
+    timing.compute_seconds = classified.compute_seconds
+    size = 0
+    for result in classified.results:
+        if size > _PREDICTIONS_A_STEP:
+            parts.append(part.SerializeToString())
+            part, size = pb.ClassifyResponse(), 0
+            yield
+        if isinstance(result, InvalidImageError):
+            part.results.add(error=encode_error(result))
+            continue
+        predictions = part.results.add().predictions
+        predictions.SetInParent()
+        add = predictions.predictions.add
+        for index, probability in zip(result.indexes.tolist(), result.probabilities.tolist(), strict=True):
+            add(index=index, label=labels[index], probability=probability)
+        size += len(result.indexes)
+    parts.append(part.SerializeToString())
+    return b"".join(parts)
 
 
 def encode_error(error: ServingError) -> pb.ImageError:
@@ -207,6 +153,33 @@ def encode_model(entry: CatalogEntry) -> pb.Model:
     for size, seconds in entry.latencies().items():
         message.latencies.add(batch_size=size, seconds=seconds)
     return message
+
+
+def encode_stream_response(request_id: str, response: bytes) -> bytes:
+    """Return the serialised outcome of one request of a stream that was answered by `response`."""
+    head = pb.ClassifyStreamResponse(id=request_id).SerializeToString()
+    return b"".join((head, field_head(pb.ClassifyStreamResponse, "response", len(response)), response))
+
+
+def field_head(message: type[Message], field: str, size: int) -> bytes:
+    """Return what stands on the wire before a field's value of `size` bytes: its tag, and its size.
+
+    For a message, bytes, or a list of numbers. https://protobuf.dev/programming-guides/encoding
+    """
+    tag = message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED
+    return _varint(tag) + _varint(size)
+
+
+_LENGTH_DELIMITED: Final = 2
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number >= 0x80:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
 
 
 def encode_stream_error(request_id: str, error: ServingError) -> pb.ClassifyStreamResponse:

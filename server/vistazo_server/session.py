@@ -66,7 +66,8 @@ def create_session(
     options.inter_op_num_threads = 1
     for entry in _SPINNING if _knows_spin_duration() else _NO_SPINNING:
         options.add_session_config_entry(*entry)
-    options.log_severity_level = 3
+    # Whatever fails is raised, and logged by who catches it: lines of its own know no limit of their rate.
+    options.log_severity_level = 4
     providers: list[Any] = [PROVIDER["cpu"]]
     if device == "cuda":
         limit = {"gpu_mem_limit": str(gpu_memory)} if gpu_memory else {}

@@ -11,6 +11,7 @@ from vistazo_server import codec
 from vistazo_server.catalog import CatalogEntry, ModelState
 from vistazo_server.classifier import Classified, Ranking
 from vistazo_server.errors import InvalidImageError, InvalidRequestError, ModelNotFoundError, QueueFullError
+from vistazo_server.side_thread import INLINE_SECONDS, at_once
 
 
 def decode(**fields):
@@ -19,6 +20,16 @@ def decode(**fields):
 
 def raw(data=bytes(12), height=2, width=2, channels=3):
     return pb.Image(raw=pb.RawPixels(data=data, height=height, width=width, channels=channels))
+
+
+@given(st.text(max_size=300), st.lists(st.text(max_size=50), max_size=30))
+def test_the_answer_to_one_request_of_a_stream_is_written_as_protobuf_would(request_id, labels):
+    response = pb.ClassifyResponse(model="m", version="1", batch_size=len(labels))
+    for label in labels:
+        response.results.add().predictions.predictions.add(label=label)
+    expected = pb.ClassifyStreamResponse(id=request_id, response=response).SerializeToString()
+
+    assert codec.encode_stream_response(request_id, response.SerializeToString()) == expected
 
 
 def test_a_request_becomes_plain_values():
@@ -63,6 +74,10 @@ def test_an_image_that_cannot_be_used_becomes_its_own_error_and_spares_the_other
     assert isinstance(command.images[1], np.ndarray)
 
 
+def ranking(indexes, probabilities):
+    return Ranking(np.array(indexes, np.intp), np.array(probabilities, np.float32))
+
+
 texts = st.text(max_size=40)
 seconds = st.floats(0, 1e6)
 
@@ -80,10 +95,10 @@ def test_an_answer_is_the_bytes_of_the_message_it_stands_for(names, labels, rank
     results = [
         InvalidImageError(one)
         if isinstance(one, str)
-        else Ranking([index for index, _ in one], [probability for _, probability in one])
+        else ranking([index for index, _ in one], [probability for _, probability in one])
         for one in rankings
     ]
-    encoded = codec.ResponseEncoder(*names, labels).encode(Classified(results, batch_size, *times))
+    encoded = at_once(codec.encode_response(*names, labels, Classified(results, batch_size, *times)))
 
     response = pb.ClassifyResponse.FromString(encoded)
     assert (response.model, response.version, response.batch_size) == (*names, batch_size)
@@ -98,6 +113,67 @@ def test_an_answer_is_the_bytes_of_the_message_it_stands_for(names, labels, rank
             assert result.WhichOneof("outcome") == "predictions"
             assert predictions == expected
             assert [one.label for one in result.predictions.predictions] == [labels[i] for i, _ in expected]
+
+
+@pytest.mark.parametrize(("images", "top_k"), [(1, 1), (1, 3000), (7, 512), (7, 513), (40, 300), (256, 1)])
+def test_a_large_answer_is_written_in_parts_that_are_one_message(images, top_k):
+    random = np.random.default_rng(images)
+    labels = [f"label {index}" for index in range(3000)]
+    results = [
+        Ranking(random.permutation(3000)[:top_k], random.random(top_k, np.float32)) for _ in range(images)
+    ]
+    results[images // 2 :: 5] = [InvalidImageError("bad")] * len(results[images // 2 :: 5])
+    steps = codec.encode_response("m", "1", labels, Classified(results, 4, 0.5, 0.25, 0.125))
+    pauses = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            encoded = end.value
+            break
+        pauses += 1
+
+    expected = pb.ClassifyResponse(model="m", version="1", batch_size=4)
+    expected.timing.queue_seconds, expected.timing.preprocess_seconds = 0.5, 0.25
+    expected.timing.compute_seconds = 0.125
+    for result in results:
+        into = expected.results.add()
+        if isinstance(result, InvalidImageError):
+            into.error.code, into.error.message, into.error.reason = 3, "bad", "invalid-image"
+            continue
+        for index, probability in zip(result.indexes.tolist(), result.probabilities.tolist(), strict=True):
+            into.predictions.predictions.add(index=index, label=labels[index], probability=probability)
+    good = sum(isinstance(result, Ranking) for result in results)
+    assert pb.ClassifyResponse.FromString(encoded) == expected
+    # No part has more than so many predictions, or one image's.
+    assert pauses >= good * top_k // (codec._PREDICTIONS_A_STEP + top_k) - 1
+
+
+def test_large_answers_are_known_to_take_time_and_small_ones_not():
+    def answer(images, top_k):
+        one = Ranking(np.arange(top_k), np.zeros(top_k, np.float32))
+        return Classified([one] * images, 1, 0.0, 0.0, 0.0)
+
+    assert codec.encode_seconds(answer(1, 10)) < INLINE_SECONDS
+    assert codec.encode_seconds(answer(256, 10)) < INLINE_SECONDS
+    assert codec.encode_seconds(answer(256, 1000)) > INLINE_SECONDS
+
+
+@given(texts, st.binary(max_size=300))
+def test_a_streams_answer_is_the_message_around_it(request_id, model):
+    response = pb.ClassifyResponse(model=model.hex(), batch_size=3)
+    encoded = codec.encode_stream_response(request_id, response.SerializeToString())
+
+    assert pb.ClassifyStreamResponse.FromString(encoded) == pb.ClassifyStreamResponse(
+        id=request_id, response=response
+    )
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152])
+def test_the_head_of_a_field_is_what_protobuf_writes(size):
+    written = pb.ClassifyResponse(model="x" * size).SerializeToString()
+
+    assert written == codec.field_head(pb.ClassifyResponse, "model", size) + b"x" * size
 
 
 def test_a_streams_error_carries_the_callers_id_the_status_and_the_pushback():

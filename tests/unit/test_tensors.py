@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from vistazo_server.side_thread import at_once
 from vistazo_server.tensors import (
     BYTES,
     DTYPES,
@@ -15,6 +16,7 @@ from vistazo_server.tensors import (
     Signature,
     TensorSpec,
     as_text,
+    check_raw,
     classification,
     datatype_of,
     decode_raw,
@@ -27,11 +29,16 @@ from vistazo_server.tensors import (
 NUMBERS = sorted(DTYPES.keys() - {BYTES})
 
 
+def raw_bytes(array):
+    """Return a tensor's raw bytes."""
+    return bytes(at_once(encode_raw(array)))
+
+
 @pytest.mark.parametrize("datatype", NUMBERS)
 def test_raw_numbers_come_back_to_the_bit(datatype):
     @given(hnp.arrays(DTYPES[datatype], hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)))
     def check(array):
-        back = decode_raw(encode_raw(array), datatype, array.size).reshape(array.shape)
+        back = decode_raw(raw_bytes(array), datatype, array.size).reshape(array.shape)
 
         assert back.dtype == array.dtype
         assert back.tobytes() == array.tobytes()
@@ -44,20 +51,21 @@ def test_raw_bytes_come_back(elements):
     array = np.empty(len(elements), dtype=object)
     array[:] = elements
 
-    assert decode_raw_bytes(encode_raw(array), len(elements)) == elements
+    assert at_once(decode_raw_bytes(raw_bytes(array), len(elements))) == elements
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=10))
 def test_text_is_sent_as_utf8(elements):
     array = np.array([*elements, None], dtype=object)[:-1]
 
-    assert list(as_text(decode_raw_bytes(encode_raw(array), len(elements)))) == elements
+    data = at_once(decode_raw_bytes(raw_bytes(array), len(elements)))
+    assert list(at_once(as_text(data))) == elements
 
 
 @given(st.binary(max_size=40), st.integers(0, 5))
 def test_garbled_bytes_are_refused_or_read_whole(data, elements):
     try:
-        found = decode_raw_bytes(data, elements)
+        found = at_once(decode_raw_bytes(data, elements))
     except ValueError:
         return
 
@@ -73,11 +81,14 @@ def test_raw_bytes_say_what_is_wrong():
         (b"", 2, "expected 2 elements, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            decode_raw_bytes(data, elements)
+            at_once(decode_raw_bytes(data, elements))
     with pytest.raises(ValueError, match="expected 12 bytes, got 5"):
         decode_raw(b"12345", "FP32", 3)
+    with pytest.raises(ValueError, match="expected at least 12 bytes for 3 elements, got 11"):
+        check_raw(b"\0" * 11, BYTES, 3)
+    check_raw(b"\0" * 12, BYTES, 3)
     with pytest.raises(ValueError, match="expected UTF-8 text, which element 1 is not"):
-        as_text([b"fine", b"\xff"])
+        at_once(as_text([b"fine", b"\xff"]))
 
 
 def test_any_byte_but_zero_is_true():
@@ -94,8 +105,10 @@ def test_every_onnx_type_has_a_datatype_but_those_that_numpy_lacks():
 def test_a_free_dimension_fits_any_size():
     spec = TensorSpec("x", "FP32", (3, FREE))
 
-    assert spec.fits((3, 0))
+    assert spec.fits((3, 1))
     assert spec.fits((3, 7))
+    assert not spec.fits((3, 0))
+    assert not spec.fits((3, FREE))
     assert not spec.fits((4, 7))
     assert not spec.fits((3,))
     assert not spec.is_fixed
@@ -130,7 +143,7 @@ def test_unsigned_values_are_ordered_as_numbers():
 def test_classification_is_written_as_triton_writes_it():
     values = np.array([0.25, 3.5, -1], np.float32)
 
-    assert classification(values, 2, ["a", "b"]) == ["3.500000:1:b", "0.250000:0:a"]
-    assert classification(values, 9, ["a", "b"])[-1] == "-1.000000:2"
-    assert classification(np.array([7, 9], np.int64), 1, ()) == ["9:1"]
-    assert classification(np.array([False, True]), 1, ()) == ["1:1"]
+    assert at_once(classification(values, 2, ["a", "b"])) == ["3.500000:1:b", "0.250000:0:a"]
+    assert at_once(classification(values, 9, ["a", "b"]))[-1] == "-1.000000:2"
+    assert at_once(classification(np.array([7, 9], np.int64), 1, ())) == ["9:1"]
+    assert at_once(classification(np.array([False, True]), 1, ())) == ["1:1"]
