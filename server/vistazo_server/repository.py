@@ -58,6 +58,8 @@ class ModelRepository:
         self._observer = observer
         self._explicit = explicit
         self._models: dict[str, ServedModel] = {}
+        self._unreadable: list[str] = []
+        """Models that were to be loaded at the start, and whose folders could not be read."""
         self._changes: set[asyncio.Task[None]] = set()
         self._scan: asyncio.Task[dict[str, FoundVersions | None]] | None = None
         self._stopping = False
@@ -112,6 +114,7 @@ class ModelRepository:
             versions = seen[name]
             if versions is None:
                 log.error("model_unreadable", model=name)
+                self._unreadable.append(name)
             else:
                 self._models[name] = self._new(name)
                 self._models[name].enter(versions)
@@ -119,7 +122,7 @@ class ModelRepository:
     async def start(self) -> None:
         """Load what was found, one after the other; one that fails leaves the others serving.
 
-        Raises StartupError when all failed.
+        Raises StartupError when all failed, and the lower versions too that might have served instead.
         """
 
         async def load(model: ServedModel) -> None:
@@ -128,10 +131,13 @@ class ModelRepository:
 
         for name in list(self._models):
             await self._exclusively(name, load)
-        failed = [entry for entry in self.entries() if entry.state is ModelState.FAILED]
-        if failed and not any(model.is_serving for model in self._models.values()):
-            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in failed)
-            raise StartupError(f"none of the models in {self._folder.root} could be loaded: {reasons}")
+        if any(model.is_serving for model in self._models.values()):
+            return
+        reasons = [f"{one.name}: {one.reason}" for one in self.entries() if one.state is ModelState.FAILED]
+        reasons += [f"{name}: its folder cannot be read" for name in self._unreadable]
+        if reasons:
+            reason = "; ".join(reasons)
+            raise StartupError(f"none of the models in {self._folder.root} could be loaded: {reason}")
 
     # What there is
 

@@ -4,6 +4,8 @@
 2. It takes the old one's place in one turn of the event loop. From then on nobody new gets the old one.
 3. The old one ends when everybody who got it has an answer: it refuses nobody, so no request can fail.
 4. A version that fails leaves the old one serving, and its entry in the catalog says why.
+5. Where there is no old one, as after a restart, the next lower version that loads serves in its place, until
+   it loads itself. Which versions serve depends on what is on disk, not on what served before.
 """
 
 import asyncio
@@ -112,21 +114,32 @@ class ServedModel:
     async def follow(self, found: FoundVersions, *, retry: bool = False) -> None:
         """Serve of `found` what the policy says, and end what it does not; return when that is freed.
 
-        `retry`: what failed is tried again although its files are the same.
+        For each version that fails, the next lower one that loads is served until it loads itself. `retry`:
+        what failed is tried again although its files are the same.
         """
         self.found = found
         wanted, missing = self._policy.choose(found), self._policy.missing(found)
-        for version in set(self._failures).difference(wanted, missing):
-            del self._failures[version]
+        before = set(self._served)
+        tried: list[str] = []
         replaced: list[asyncio.Task[None]] = []
-        for version in wanted:
+        # From the highest down, until as many serve as should.
+        for version in (*wanted, *self._policy.lower(found)):
+            if self._serving(tried) == len(wanted):
+                break
             if self._is_due(version, found[version], retry=retry):
                 replaced += await self._bring(version, found[version])
-        # For each version that failed, one that served goes on serving in its place.
-        missed = sum(version not in self._served for version in wanted)
-        spare = newest_first([version for version in self._served if version not in wanted])
-        keep = {*wanted, *spare[:missed], *(version for version in missing if version not in self._served)}
+            tried.append(version)
+        failed = [version for version in wanted if version not in self._served]
+        for version in tried[len(wanted) :]:
+            if version in self._served and version not in before:
+                log.warning("lower_version_serves", model=self.name, version=version, instead_of=failed)
+        # Where that was not enough, what served goes on serving although its files are gone.
+        spare = newest_first([version for version in self._served if version not in tried])
+        keep = {*tried, *spare[: len(wanted) - self._serving(tried)]}
+        keep.update(version for version in missing if version not in self._served)
         await self.retire([version for version in self.entries if version not in keep])
+        for version in self._failures.keys() - {*tried, *missing}:
+            del self._failures[version]
         await all_ended(replaced)
         for version in missing:
             if version not in self._served:
@@ -154,6 +167,10 @@ class ServedModel:
     def abandon(self) -> None:
         """Begin to end every instance; the catalog stays as it is."""
         self._close(list(self._served))
+
+    def _serving(self, versions: Iterable[str]) -> int:
+        """Return how many of these versions answer."""
+        return sum(version in self._served for version in versions)
 
     def _is_due(self, version: str, fingerprint: Fingerprint, *, retry: bool) -> bool:
         """Return whether a version is to be loaded: it is new, was changed, or may load by now."""

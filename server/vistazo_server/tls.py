@@ -1,24 +1,35 @@
 """Certificates: TLS for the gRPC port, from files that are read again when they change.
 
 Every handshake looks at the files, so that a rotation needs no restart and no signal; connections that are
-open keep the certificate that they began with. A new file that cannot be used (half written, or a key that
-does not belong to its certificate) is logged once and leaves the old ones in force.
+open keep the certificate that they began with. A new file that cannot be used (half written, a key that does
+not belong to its certificate, or a kind of key that no handshake succeeds with) is logged once and leaves the
+old ones in force.
 """
 
-import datetime as dt
-import re
+import codecs
 import ssl
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc
 import structlog
 
+from vistazo_server.certificate import Certificate, not_after, read_certificates
 from vistazo_server.errors import StartupError, one_line
 
 log = structlog.get_logger(__name__)
+
+# OpenSSL, which checks the files below, knows more kinds than grpc's BoringSSL, which uses them. Tried with
+# grpcio 1.85 at both ends: with Ed25519 and P-521 each handshake fails, all others are not even read.
+SERVER_KEYS: Final = ("RSA", "P-256", "P-384")
+"""Keys that handshakes succeed with."""
+
+AUTHORITY_KEYS: Final = (*SERVER_KEYS, "P-224", "P-521", "Ed25519")
+"""Keys whose signatures under other certificates are checked; tried likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,7 @@ class Certificates:
                 f"{self._certificate} and {self._key}: expected a PEM certificate and its private key "
                 f"without a password, got: {reason}"
             ) from None
+        _check_chain(self._certificate, contents.certificate)
         if contents.client_ca is not None:
             try:
                 context.load_verify_locations(cadata=contents.client_ca.decode("ascii"))
@@ -106,6 +118,7 @@ class Certificates:
                 raise _UnusableError(
                     f"{self._client_ca}: expected certificates of authorities in PEM, got: {reason}"
                 ) from None
+            _check_authorities(self._client_ca, contents.client_ca)
         if self._bytes() != contents:
             raise _UnusableError(f"{self._certificate}: it is being written")
         return contents
@@ -122,9 +135,51 @@ class _UnusableError(Exception):
     """The files cannot be used; the message says which and why, and holds nothing secret."""
 
 
+def _check_chain(path: Path, pem: bytes) -> None:
+    """Raise _UnusableError for a chain, its leaf first, that every client of grpc's would turn away.
+
+    That it has expired is no reason: the clock may be wrong here and right there.
+    """
+    leaf, *others = _certificates(path, pem)
+    issuers = [one for one in others if one.subject == leaf.issuer]
+    if leaf.key not in SERVER_KEYS:
+        expected, got = f"a certificate for a key that grpc can serve with: {_any_of(SERVER_KEYS)}", leaf.key
+    elif not leaf.may_sign:
+        expected, got = "a certificate whose key usage has digitalSignature", "one without"
+    elif not leaf.may_serve:
+        expected, got = "a certificate whose extended key usage has serverAuth", "one without"
+    elif issuers and not any(one.key in AUTHORITY_KEYS for one in issuers):
+        expected, got = f"an issuer with a key that grpc can check: {_any_of(AUTHORITY_KEYS)}", issuers[0].key
+    else:
+        return
+    raise _UnusableError(f"{path}: expected {expected}; got {got}")
+
+
+def _check_authorities(path: Path | None, pem: bytes) -> None:
+    """Raise _UnusableError for authorities whose clients would all be turned away."""
+    authorities = _certificates(path, pem)
+    if not any(one.key in AUTHORITY_KEYS for one in authorities):
+        raise _UnusableError(
+            f"{path}: expected an authority with a key that grpc can check: {_any_of(AUTHORITY_KEYS)}; "
+            f"got {authorities[0].key}"
+        )
+
+
+def _any_of(keys: Sequence[str]) -> str:
+    return f"{', '.join(keys[:-1])} or {keys[-1]}"
+
+
+def _certificates(path: Path | None, pem: bytes) -> list[Certificate]:
+    try:
+        return read_certificates(pem)
+    except ValueError as error:
+        raise _UnusableError(f"{path}: expected certificates in PEM, got {error}") from None
+
+
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        # OpenSSL skips a byte order mark, grpc does not.
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise _UnusableError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -133,42 +188,3 @@ def _configuration(contents: _Contents) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(contents.key, contents.certificate)], root_certificates=contents.client_ca
     )
-
-
-def not_after(chain: bytes) -> float:
-    """Return when the first certificate of a PEM chain ends, in seconds since 1970.
-
-    The standard library tells this only of a peer's certificate. The field's place is RFC 5280, section 4.1:
-    the certificate's first part has an optional version, then serial number, algorithm, issuer, validity.
-    """
-    pem = re.search(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", chain, re.DOTALL)
-    if pem is None:
-        raise ValueError("no certificate in PEM")
-    der = ssl.PEM_cert_to_DER_cert(pem.group().decode("ascii"))
-    _, certificate, _ = _element(der, 0)
-    _, at, _ = _element(der, certificate)
-    tag, _, end = _element(der, at)
-    if tag == _VERSION:
-        at = end
-    for _ in ("serial number", "algorithm", "issuer"):
-        _, _, at = _element(der, at)
-    _, at, _ = _element(der, at)
-    _, _, at = _element(der, at)  # not before
-    tag, begin, end = _element(der, at)
-    digits = der[begin:end].decode("ascii").removesuffix("Z")
-    if tag == _UTC_TIME:  # two digits of a year, which is before 2050
-        digits = ("19" if digits >= "50" else "20") + digits
-    return dt.datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=dt.UTC).timestamp()
-
-
-_VERSION = 0xA0
-_UTC_TIME = 0x17
-
-
-def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Return the tag of the DER element at `at`, where its contents begin, and where they end."""
-    tag, length, begin = der[at], der[at + 1], at + 2
-    if length & 0x80:  # so many bytes of length follow
-        count = length & 0x7F
-        length, begin = int.from_bytes(der[begin : begin + count], "big"), begin + count
-    return tag, begin, begin + length

@@ -49,6 +49,13 @@ class VersionPolicy:
         versions = newest_first(found)
         return versions[: self.latest] if self.latest else versions
 
+    def lower(self, found: Collection[str]) -> list[str]:
+        """Return which of the others that were found may serve in the place of those, the highest first.
+
+        Only with latest:N: where versions are listed, no other is ever served.
+        """
+        return newest_first(found)[self.latest :] if self.latest else []
+
     def missing(self, found: Collection[str]) -> list[str]:
         """Return the versions that are listed and were not found, the highest first."""
         return [version for version in self.listed if version not in found]

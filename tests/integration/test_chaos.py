@@ -108,7 +108,7 @@ def test_a_jump_of_the_wall_clock_disturbs_nobody(models, wall_clock, jump):
         assert client.health("tiny")
         # A deadline still counts: this one cannot be kept, and is not waited out for an hour.
         with pytest.raises(VistazoError):
-            client.classify(RED, timeout=0.0005)
+            client.classify(RED, timeout=1e-6)
         uptime = metric(server, "grpc_server_handling_seconds_sum")
         disturbed = set(endings) - {"OK"}
         server.terminate()

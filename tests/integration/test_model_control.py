@@ -236,6 +236,75 @@ def test_the_command_polls_and_logs_what_comes_and_goes(models):
     assert server.other_output == []
 
 
+@pytest.mark.parametrize(
+    "control", [[], ["--model-control", "poll"], ["--model-control", "explicit", "--load", "*"]]
+)
+def test_a_restart_beside_a_broken_version_serves_what_the_running_server_did(models, control):
+    (write_model(models, version=2) / "model.onnx").write_bytes(b"garbage")
+    with server_process(models, *control) as server, Client(server.address) as client:
+        assert client.classify(plain(200, 10, 10)).version == "1"
+        assert client.health()
+        assert client.health("tiny")
+        told = {one.version: (one.state, one.reason) for one in client.models()}
+        listed = vistazo("models", "--server", server.address, env={"COLUMNS": "500"}).stdout
+        server.terminate()
+        assert server.wait() == 0
+
+    assert {version: state for version, (state, _) in told.items()} == {"1": "READY", "2": "FAILED"}
+    assert "is not the file that its manifest describes" in told["2"][1]
+    assert re.search(r"tiny *│ *1 *│ *READY *│", listed), listed
+    assert re.search(r"tiny *│ *2 *│ *FAILED:", listed), listed
+    assert "is not the file that its manifest describes" in listed
+    said = [line for line in server.log if line["event"] == "lower_version_serves"]
+    assert [(line["model"], line["version"], line["instead_of"]) for line in said] == [("tiny", "1", ["2"])]
+    assert [line["level"] for line in said] == ["warning"]
+
+
+async def test_what_stands_in_is_asked_until_the_failed_version_loads_and_nobody_loses_an_answer(models):
+    folder = write_model(models, version=2)
+    (folder / "model.onnx").write_bytes(b"garbage")
+    async with serving(models, model_control="poll", poll_seconds=0.02) as server:
+        answered: Counter[str] = Counter()
+        ended = False
+
+        async def ask() -> None:
+            while not ended:
+                answered[(await server.classify(RED)).version] += 1
+
+        askers = [asyncio.create_task(ask()) for _ in range(4)]
+        await until(lambda: answered["1"] > 20)
+        # While it goes on failing, nothing is loaded and nothing reloaded.
+        assert server.sample("vistazo_model_loads_total", model="tiny", outcome="failed") == 1
+        assert server.sample("vistazo_model_loads_total", model="tiny", outcome="ok") == 1
+        write_files(folder)
+        await until(lambda: answered["2"] > 20)
+        ended = True
+        await asyncio.gather(*askers)
+
+        await until(lambda: not series_of(server, "1"))
+        assert await listed(server) == [("tiny", "2", pb.READY)]
+        assert await server.health_of("tiny") == "SERVING"
+        assert server.sample("vistazo_model_loads_total", model="tiny", outcome="ok") == 2
+
+
+async def test_the_protocols_load_is_refused_and_says_which_version_serves(models):
+    (write_model(models, version=2) / "model.onnx").write_bytes(b"garbage")
+    async with serving(models, model_control="explicit") as server:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        load = open_inference_pb2.RepositoryModelLoadRequest(model_name="tiny")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.RepositoryModelLoad(load, timeout=PATIENCE_SECONDS)
+        assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert re.fullmatch(
+            r"model tiny failed to load: version 2: .*; version 1 is serving", failed.value.details()
+        )
+        assert (await server.classify(RED)).version == "1"
+        unload = open_inference_pb2.RepositoryModelUnloadRequest(model_name="tiny")
+        await stub.RepositoryModelUnload(unload, timeout=PATIENCE_SECONDS)
+        assert await listed(server) == []
+        assert await server.health_of("tiny") == "NOT_SERVING"
+
+
 def test_a_signal_while_a_new_version_loads_ends_the_process_cleanly(models):
     """L0_lifecycle test_shutdown_while_loading."""
     with server_process(models, "--model-control", "poll", "--poll-seconds", "0.05") as server:

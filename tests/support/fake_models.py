@@ -11,7 +11,9 @@ from typing import Any, cast
 from vistazo_server.catalog import CatalogEntry
 from vistazo_server.errors import ModelLoadError
 from vistazo_server.manifest import ModelSpec
+from vistazo_server.repository import ModelRepository
 from vistazo_server.rollout import LoadedModel
+from vistazo_server.versions import VersionPolicy
 
 
 @dataclass(eq=False)
@@ -83,3 +85,40 @@ class Told:
 
     def forgotten(self, model: str) -> None:
         self.gone.append(model)
+
+
+@asynccontextmanager
+async def repository_of(
+    root: Path,
+    models: FakeModels,
+    *,
+    policy: str = "latest:1",
+    explicit: bool = True,
+    told: Told | None = None,
+    start: bool = True,
+) -> AsyncIterator[ModelRepository]:
+    """Hold a repository of the folder; with `start`, what is in it is loaded already."""
+    async with ModelRepository(
+        root,
+        load_model=models.load,
+        policy_for=lambda name: VersionPolicy.parse(policy),
+        observer=told or Told(),
+        explicit=explicit,
+    ) as repository:
+        repository.find(may_be_empty=True)
+        if start:
+            await repository.start()
+        yield repository
+
+
+def catalog(repository: ModelRepository) -> dict[tuple[str, str], str]:
+    """Return the state of each model version in the catalog."""
+    return {(entry.name, entry.version): entry.state.value for entry in repository.entries()}
+
+
+def answering(repository: ModelRepository, version: str = "") -> str:
+    """Return the version that a request of the model `tiny` would get now."""
+    with repository.lease("tiny", version) as classifier:
+        instance = cast("Instance", classifier)
+        assert instance.is_open
+        return instance.version

@@ -6,13 +6,11 @@ Many of these are written after Triton's qa/L0_lifecycle; each says which test i
 import asyncio
 import random
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from support.fake_models import FakeModels, Told
+from support.fake_models import FakeModels, Told, answering, catalog, repository_of
 from support.serving import until
 from support.tiny import tiny_model, write_files, write_model
 from vistazo_server.errors import (
@@ -31,40 +29,6 @@ from vistazo_server.versions import VersionPolicy
 def root(tmp_path) -> Path:
     write_model(tmp_path / "models")
     return tmp_path / "models"
-
-
-@asynccontextmanager
-async def repository_of(
-    root: Path,
-    models: FakeModels,
-    *,
-    policy: str = "latest:1",
-    explicit: bool = True,
-    told: Told | None = None,
-    start: bool = True,
-) -> AsyncIterator[ModelRepository]:
-    async with ModelRepository(
-        root,
-        load_model=models.load,
-        policy_for=lambda name: VersionPolicy.parse(policy),
-        observer=told or Told(),
-        explicit=explicit,
-    ) as repository:
-        repository.find(may_be_empty=True)
-        if start:
-            await repository.start()
-        yield repository
-
-
-def catalog(repository: ModelRepository) -> dict[tuple[str, str], str]:
-    return {(entry.name, entry.version): entry.state.value for entry in repository.entries()}
-
-
-def answering(repository: ModelRepository, version: str = "") -> str:
-    """Return the version that a request of the model would get now."""
-    with repository.lease("tiny", version) as classifier:
-        assert classifier.is_open
-        return classifier.version
 
 
 # Reload

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from support.fake_models import FakeModels, Told
 from support.serving import until
 from support.tiny import tiny_model, write_files, write_model
+from vistazo_server.catalog import ModelState
 from vistazo_server.folder import RepositoryFolder
 from vistazo_server.poller import RepositoryPoller
 from vistazo_server.repository import ModelRepository
-from vistazo_server.versions import VersionPolicy
+from vistazo_server.versions import VersionPolicy, newest_first
 
 versions = st.integers(1, 4)
 steps = st.lists(
@@ -70,6 +71,7 @@ class _Play:
             await self._look(3)
             self._check_at_rest()
         assert self.models.open_versions == []
+        await self._check_restart()
 
     async def _step(self, what: str, *arguments) -> None:
         match what:
@@ -130,6 +132,19 @@ class _Play:
         assert all(instance.is_open for instance in self.holding)
         assert max(self.models.most_at_once.values()) <= 2
 
+    async def _check_restart(self) -> None:
+        """What is whole serves after a restart too, as many versions as should."""
+        whole = [version for version in newest_first(self.whole) if self.whole[version]]
+        expected = whole[: self.policy.latest] if self.policy.latest else self.policy.choose(whole)
+        async with ModelRepository(
+            self.root, load_model=FakeModels().load, policy_for=lambda name: self.policy, observer=Told()
+        ) as restarted:
+            restarted.find()
+            await restarted.start()
+            entries = restarted.entries()
+            ready = [one.version for one in entries if one.name == "tiny" and one.state is ModelState.READY]
+            assert ready == sorted(expected, key=int)
+
     def _check_at_rest(self) -> None:
         ready, failed = self._in_state("ready"), self._in_state("failed")
         wanted = self.policy.choose(self.whole)
@@ -138,10 +153,17 @@ class _Play:
         for version in wanted:
             if not self.whole[version]:
                 assert self.repository.entry("tiny", version).reason
-        assert failed <= {*wanted, *self.policy.missing(self.whole)}
+        broken = {version for version in self.whole if not self.whole[version]}
+        assert failed <= {*broken, *self.policy.missing(self.whole)}
         assert ready | failed == {one.version for one in self.repository.entries() if one.name == "tiny"}
         if self.policy.latest:
             assert len(ready) <= self.policy.latest
+            whole = [version for version in newest_first(self.whole) if self.whole[version]]
+            if ready <= set(whole):
+                # No older instance serves on: what was there before makes no difference.
+                assert ready == set(whole[: self.policy.latest])
+        else:
+            assert ready <= {*self.policy.choose(ready)}
         assert self.models.open_versions == sorted(
             [("other", "1"), *(("tiny", version) for version in ready)]
         )

@@ -21,6 +21,21 @@ def test_a_policy_chooses_by_number_and_gives_the_highest_first(policy, served):
     assert VersionPolicy.parse(policy).choose({"2", "9", "10"}) == served
 
 
+@pytest.mark.parametrize(
+    ("policy", "lower"),
+    [
+        ("latest:1", ["9", "2"]),
+        ("latest:2", ["2"]),
+        ("latest:3", []),
+        ("latest:9", []),
+        ("all", []),
+        ("2,9", []),
+    ],
+)
+def test_only_below_the_latest_are_there_versions_that_may_stand_in(policy, lower):
+    assert VersionPolicy.parse(policy).lower({"2", "9", "10"}) == lower
+
+
 def test_listed_versions_that_are_not_there_are_known():
     assert VersionPolicy.parse("1,3,4").missing(["3"]) == ["4", "1"]
     assert VersionPolicy.parse("latest:2").missing([]) == []
