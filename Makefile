@@ -12,7 +12,7 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test fuzz soak bench gpu-check perf-analyzer check proto lock wheelhouse clean
+.PHONY: help install demo serve test fuzz soak strangers bench gpu-check perf-analyzer check proto lock wheelhouse clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,10 @@ test: $(STAMP) ## The whole test suite
 SOAK_SECONDS ?= 600
 soak: $(STAMP) ## Good, bad, huge, cancelled and slow callers for ten minutes (SOAK_SECONDS)
 	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SOAK_SECONDS)
+
+STRANGERS_SECONDS ?= 8
+strangers: $(STAMP) ## What a good caller waits beside each kind of bad one: a table (about 20 minutes)
+	PYTHONPATH=tests $(BIN)/python -m strangers --seconds $(STRANGERS_SECONDS)
 
 fuzz: $(STAMP) ## 20,000 requests of strange and broken bytes at a real server (a few minutes)
 	FUZZ_CASES=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py

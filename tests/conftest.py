@@ -8,6 +8,12 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from support.watchdog import MARKER, STALL_SECONDS, LoopWatchdog
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{MARKER}(reason): the test's own code must hold the event loop")
+
 
 def _drop(logger, method, event):
     raise structlog.DropEvent
@@ -39,3 +45,25 @@ def _interrupts_arrive():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _loop_watchdog() -> Iterator[LoopWatchdog]:
+    watchdog = LoopWatchdog()
+    with watchdog.watching():
+        yield watchdog
+
+
+@pytest.fixture(autouse=True)
+def _no_stalled_loop(request: pytest.FixtureRequest, _loop_watchdog: LoopWatchdog) -> Iterator[None]:
+    """Fail a test whose event loop, the server's or a client's, is held by one callback for too long."""
+    _loop_watchdog.take()
+    yield
+    stalls = _loop_watchdog.take()
+    marker = request.node.get_closest_marker(MARKER)
+    if marker is not None:
+        assert any(marker.args), f"@pytest.mark.{MARKER} wants the reason"
+    elif stalls:
+        told = "\n".join(str(stall) for stall in stalls)
+        limit = f"{STALL_SECONDS * 1000:.0f} ms"
+        pytest.fail(f"the event loop was held for more than {limit}:\n{told}", pytrace=False)

@@ -79,7 +79,8 @@ class ClassificationServiceServicer(object):
     def ClassifyStream(self, request_iterator, context):
         """Classify over one stream: any number of requests in flight, answered as each is ready, not in
         the order sent; the caller's id tells which answer is whose. An error in one request is sent
-        back as that request's outcome and leaves the stream open.
+        back as that request's outcome and leaves the stream open. A server that drains reads no further,
+        answers what it has read and ends the stream with UNAVAILABLE: ask another for the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,7 +52,8 @@ class ClassificationServiceStub:
     ClassifyStream: _grpc.StreamStreamMultiCallable[_classification_pb2.ClassifyStreamRequest, _classification_pb2.ClassifyStreamResponse]
     """Classify over one stream: any number of requests in flight, answered as each is ready, not in
     the order sent; the caller's id tells which answer is whose. An error in one request is sent
-    back as that request's outcome and leaves the stream open.
+    back as that request's outcome and leaves the stream open. A server that drains reads no further,
+    answers what it has read and ends the stream with UNAVAILABLE: ask another for the rest.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_classification_pb2.ListModelsRequest, _classification_pb2.ListModelsResponse]
     """Every model in the repository, those that are not ready included, sorted by name then version."""
@@ -78,7 +79,8 @@ class ClassificationServiceAsyncStub(ClassificationServiceStub):
     ClassifyStream: _aio.StreamStreamMultiCallable[_classification_pb2.ClassifyStreamRequest, _classification_pb2.ClassifyStreamResponse]  # type: ignore[assignment]
     """Classify over one stream: any number of requests in flight, answered as each is ready, not in
     the order sent; the caller's id tells which answer is whose. An error in one request is sent
-    back as that request's outcome and leaves the stream open.
+    back as that request's outcome and leaves the stream open. A server that drains reads no further,
+    answers what it has read and ends the stream with UNAVAILABLE: ask another for the rest.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_classification_pb2.ListModelsRequest, _classification_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Every model in the repository, those that are not ready included, sorted by name then version."""
@@ -113,7 +115,8 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_classification_pb2.ClassifyStreamResponse], _abc.AsyncIterator[_classification_pb2.ClassifyStreamResponse]]:
         """Classify over one stream: any number of requests in flight, answered as each is ready, not in
         the order sent; the caller's id tells which answer is whose. An error in one request is sent
-        back as that request's outcome and leaves the stream open.
+        back as that request's outcome and leaves the stream open. A server that drains reads no further,
+        answers what it has read and ends the stream with UNAVAILABLE: ask another for the rest.
         """
 
     @_abc_1.abstractmethod

@@ -2,7 +2,8 @@
 
 The path of a request, downwards only:
 
-    interceptors     error → status, metrics, access log
+    interceptors     who may call, what each RPC is given
+    calls            error → status, metrics, access log
     classification   decode → call → encode
     codec            protobuf ⇄ plain values, every check of a request
     classifier       images → preprocess → batcher → softmax, top-k, labels

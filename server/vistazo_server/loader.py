@@ -12,14 +12,16 @@ from vistazo_server.batcher import DynamicBatcher
 from vistazo_server.classifier import Classifier
 from vistazo_server.device import DeviceScheduler
 from vistazo_server.engine import Engine
-from vistazo_server.image_inputs import ImageInputs, PreprocessPool
+from vistazo_server.image_inputs import ImageInputs
 from vistazo_server.manifest import ModelSpec
 from vistazo_server.metrics import Metrics, ModelMetrics
 from vistazo_server.model import BatchLimit, OnnxModel
 from vistazo_server.preprocess import Preprocessor
+from vistazo_server.preprocess_pool import PreprocessPool
 from vistazo_server.rollout import LoadedModel
 from vistazo_server.session import Device
 from vistazo_server.settings import Settings
+from vistazo_server.side_thread import SideThread
 
 # Largest batch that is tried of a model without a manifest.
 MAX_BATCH_SIZE_UNCHECKED: Final = 32
@@ -37,6 +39,7 @@ class ModelLoader:
     pool: PreprocessPool
     engine: Engine
     scheduler: DeviceScheduler
+    side: SideThread
 
     @asynccontextmanager
     async def open(self, path: Path, spec: ModelSpec, version: str) -> AsyncIterator[LoadedModel]:
@@ -81,6 +84,7 @@ class ModelLoader:
                     batcher=batcher,
                     metrics=metrics,
                     runs=model.runs,
+                    side=self.side,
                     default_deadline=settings.default_deadline_ms / 1000,
                 ),
                 max_batch_size=model.max_batch_size,

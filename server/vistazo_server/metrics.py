@@ -20,6 +20,8 @@ REQUEST_BUCKETS: Final = (
 )
 STAGE_BUCKETS: Final = REQUEST_BUCKETS[::2]
 BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+# 20 ms is what one callback may take, 100 ms what callers notice.
+LOOP_DELAY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 OUTCOMES: Final = ("ok", "invalid", "rejected", "deadline", "cancelled", "error")
 """How an inference request can end; `rejected` is the server's load, `error` its failure."""
@@ -115,6 +117,11 @@ class Metrics:
             registry=registry,
         )
         self.repository_readable.set(1)
+        self.preprocess_pending = Gauge(
+            "vistazo_preprocess_pending_images",
+            "Images of all models that wait to be decoded or are being decoded",
+            registry=registry,
+        )
         self.decode_failures = Counter(
             "vistazo_image_decode_failures_total", "Images that could not be used", _MODEL, registry=registry
         )
@@ -131,6 +138,14 @@ class Metrics:
             buckets=REQUEST_BUCKETS,
             registry=registry,
         )
+        loop_delay = Histogram(
+            "vistazo_event_loop_delay_seconds",
+            "How late a timer of the event loop fires, looked at some twenty times a second",
+            (),
+            buckets=LOOP_DELAY_BUCKETS,
+            registry=registry,
+        )
+        self.loop_delay = loop_delay.labels()
         self._build_info = Gauge(
             "vistazo_build_info", "Always 1", ("version", "onnxruntime", "device"), registry=registry
         )

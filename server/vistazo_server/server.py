@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,12 +21,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-from vistazo_proto import (
-    classification_pb2,
-    classification_pb2_grpc,
-    open_inference_pb2,
-    open_inference_pb2_grpc,
-)
+from vistazo_proto import classification_pb2_grpc, open_inference_pb2_grpc
 from vistazo_server.access import Tokens
 from vistazo_server.classification import ClassificationServicer
 from vistazo_server.cpu import cpu_budget
@@ -35,30 +29,23 @@ from vistazo_server.device import DeviceScheduler
 from vistazo_server.engine import Engine
 from vistazo_server.errors import StartupError
 from vistazo_server.folder import RepositoryFolder
-from vistazo_server.health import ServingStatus
-from vistazo_server.image_inputs import PreprocessPool
+from vistazo_server.health import LIVENESS, OPEN_INFERENCE_SERVICE, SERVER_WIDE, ServingStatus
 from vistazo_server.interceptors import RpcInterceptor
 from vistazo_server.listener import Limits, bind, server_options
 from vistazo_server.loader import ModelLoader
+from vistazo_server.loop_watch import watch_loop
 from vistazo_server.metrics import Metrics
 from vistazo_server.open_inference import OpenInferenceServicer
 from vistazo_server.poller import RepositoryPoller
+from vistazo_server.preprocess_pool import PreprocessPool
 from vistazo_server.repository import ModelRepository
 from vistazo_server.session import choose_device
 from vistazo_server.settings import Settings
+from vistazo_server.side_thread import SideThread
 from vistazo_server.tls import Certificates
 from vistazo_server.tracing import Tracing
 
 log = structlog.get_logger(__name__)
-
-CLASSIFICATION_SERVICE: Final = classification_pb2.DESCRIPTOR.services_by_name[
-    "ClassificationService"
-].full_name
-OPEN_INFERENCE_SERVICE: Final = open_inference_pb2.DESCRIPTOR.services_by_name[
-    "GRPCInferenceService"
-].full_name
-SERVER_WIDE: Final = ("", CLASSIFICATION_SERVICE, OPEN_INFERENCE_SERVICE)
-"""The services whose health is that of the server: SERVING once every model is loaded or failed."""
 
 # After the last answer was handed to grpc: time for it to leave before connections are cut.
 LINGER_SECONDS: Final = 1.0
@@ -74,7 +61,9 @@ class RunningServer:
     metrics: Metrics
     repository: ModelRepository
     loading: asyncio.Task[None]
-    """Done when every model is READY or FAILED; raises StartupError when all failed."""
+    """Done when every model is READY or FAILED; raises StartupError when all failed and none can come."""
+    is_ready: asyncio.Event
+    """Set when the server's own health became SERVING."""
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -87,7 +76,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await asyncio.wait({stopped, server.loading}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await server.loading  # raises StartupError when no model could be loaded
-            log.info("ready", address=settings.listen, port=server.port)
+            ready = asyncio.create_task(server.is_ready.wait(), name="ready")
+            await asyncio.wait({stopped, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                log.info("ready", address=settings.listen, port=server.port)
+            ready.cancel()
         await stopped
         log.info("draining")
     log.info("stopped")
@@ -106,15 +99,25 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
 
     async with AsyncExitStack() as stack:
         metrics_port = _start_metrics(settings.metrics_listen, metrics.registry, stack)
+        watching = asyncio.create_task(watch_loop(metrics.loop_delay.observe), name="watch-loop")
+        stack.push_async_callback(_cancelled, watching)
         device = choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
         metrics.set_build_info(onnxruntime=onnxruntime.__version__, device=device)
         threads = settings.threads or max(cpu_budget() // settings.instances, 1)
-        pool = PreprocessPool(threads=settings.preprocess_threads or cpu_budget(), limit=settings.queue_limit)
+        pool = PreprocessPool(
+            threads=settings.preprocess_threads or cpu_budget(),
+            limit=settings.queue_limit,
+            # The largest that is allowed: who may send one may fill the memory that it takes.
+            pixels_at_once=int(settings.max_image_megapixels * 1e6),
+        )
         stack.callback(pool.close)
+        metrics.preprocess_pending.set_function(lambda: pool.pending)
         engine = Engine(instances=settings.instances)
         stack.callback(engine.close)
+        side = SideThread()
+        stack.callback(side.close)
         scheduler = await stack.enter_async_context(
-            DeviceScheduler(instances=settings.instances, cpu_clock=time.thread_time)
+            DeviceScheduler(instances=settings.instances, on_failure=status.broken)
         )
         loader = ModelLoader(
             settings=settings,
@@ -124,6 +127,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             pool=pool,
             engine=engine,
             scheduler=scheduler,
+            side=side,
         )
         repository = await stack.enter_async_context(
             ModelRepository(
@@ -157,6 +161,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             OpenInferenceServicer(
                 repository,
+                is_live=lambda: status.servicer.is_serving(LIVENESS),
                 is_ready=lambda: status.servicer.is_serving(OPEN_INFERENCE_SERVICE),
                 max_samples=settings.max_images_per_request,
             ),
@@ -174,8 +179,6 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
         port = bind(grpc_server, settings.listen, certificates)
 
         _find_models(settings, repository)
-        for service in SERVER_WIDE:
-            status.set(service, serving=False)
         await grpc_server.start()
         log.info(
             "listening",
@@ -188,12 +191,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             threads=threads,
         )
 
-        async def load() -> None:
-            await repository.start()
-            for service in SERVER_WIDE:
-                status.set(service, serving=True)
-
-        loading = asyncio.create_task(load(), name="load-models")
+        loading = asyncio.create_task(_load(settings, repository, status), name="load-models")
         if settings.model_control == "poll":
             polling = asyncio.create_task(
                 _poll(settings, repository, metrics, loading), name="poll-repository"
@@ -201,7 +199,12 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             stack.push_async_callback(_cancelled, polling)
         stack.push_async_callback(_drain, settings, grpc_server, status, interceptor, repository, loading)
         yield RunningServer(
-            port=port, metrics_port=metrics_port, metrics=metrics, repository=repository, loading=loading
+            port=port,
+            metrics_port=metrics_port,
+            metrics=metrics,
+            repository=repository,
+            loading=loading,
+            is_ready=status.is_ready,
         )
 
 
@@ -250,6 +253,20 @@ def _find_models(settings: Settings, repository: ModelRepository) -> None:
         log.warning("model_settings_unused", reason=str(error))
 
 
+async def _load(settings: Settings, repository: ModelRepository, status: ServingStatus) -> None:
+    """Load the models of the start, then say that the server is ready, or will be with its first model."""
+    waits = settings.model_control == "poll"
+    try:
+        await repository.start()
+    except StartupError as error:
+        if settings.model_control == "none":
+            raise
+        # With the others a model can still come: that is what the server stays up for.
+        log.error("nothing_loaded", reason=str(error), meaning="not ready until a model serves")  # noqa: TRY400
+        waits = True
+    status.ready(once_a_model_serves=waits)
+
+
 async def _poll(
     settings: Settings, repository: ModelRepository, metrics: Metrics, loading: asyncio.Task[None]
 ) -> None:
@@ -280,8 +297,9 @@ async def _drain(
     await asyncio.gather(loading, return_exceptions=True)
     # From here on every service says NOT_SERVING, whatever is set later.
     status.servicer.drain()
+    await asyncio.sleep(settings.drain_delay_seconds)
+    interceptor.end_streams()
     if settings.drain_delay_seconds:
-        await asyncio.sleep(settings.drain_delay_seconds)
         await interceptor.refuse_new()
     stopping = asyncio.create_task(grpc_server.stop(settings.grace_seconds))
     idle = asyncio.create_task(interceptor.wait_until_idle())

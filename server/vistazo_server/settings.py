@@ -77,7 +77,8 @@ class Settings(BaseSettings):
     """Most memory of each session's arena on the GPU, in MiB. 0: no limit."""
 
     preprocess_threads: NonNegativeInt = 0
-    """Threads that decode and resize images. 0: one for each CPU of the same budget."""
+    """Threads that decode and resize images of one kind, small or large (over 1 megapixel); one more is there
+    for the other kind. 0: one for each CPU of the same budget."""
 
     max_batch_size: NonNegativeInt = 0
     """Most samples in one batch, never more than the manifest's maximum. 0: measured at warm-up, the smallest
@@ -110,7 +111,7 @@ class Settings(BaseSettings):
 
     max_image_megapixels: PositiveFloat = 50.0
     """Largest image that is decoded, in millions of pixels, checked before any pixel is: a file of a few
-    kilobytes can claim gigabytes."""
+    kilobytes can claim gigabytes. Also the most pixels of large images that are decoded at once."""
 
     max_connections: NonNegativeInt = 1000
     """Most connections at a time; more are closed as they come. 0: no limit but the process's of open files

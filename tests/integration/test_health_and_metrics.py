@@ -1,6 +1,7 @@
 """What operators and load balancers see: health, reflection, and the Prometheus endpoint."""
 
 import asyncio
+import time
 import urllib.request
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -330,3 +331,23 @@ async def test_every_series_of_a_model_is_there_before_its_first_request(models)
 async def test_without_an_address_there_is_no_endpoint(models):
     async with serving(models, metrics_listen="") as server:
         assert server.server.metrics_port is None
+
+
+async def test_a_held_event_loop_shows_in_its_delay(models):
+    async with serving(models, metrics_listen="127.0.0.1:0") as server:
+        name = "vistazo_event_loop_delay_seconds"
+        seen = server.sample(f"{name}_count")
+        await until(lambda: server.sample(f"{name}_count") > seen, what="the loop was looked at")
+        before = await scrape(server)
+        # The server's loop is this test's.
+        time.sleep(1.0)  # noqa: ASYNC251
+        await until(
+            lambda: server.sample(f"{name}_sum") > value(before, f"{name}_sum") + 0.9,
+            what="the delay was told",
+        )
+        after = await scrape(server)
+        watchers = [task for task in asyncio.all_tasks() if task.get_name() == "watch-loop"]
+
+    assert value(after, f"{name}_bucket", le="+Inf") == value(after, f"{name}_count")
+    assert value(after, f"{name}_bucket", le="0.5") < value(after, f"{name}_bucket", le="2.0")
+    assert [task.done() for task in watchers] == [True]

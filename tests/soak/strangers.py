@@ -17,12 +17,12 @@ def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
-def headers(token: str) -> bytes:
-    """Return the header block of a call: literals without indexing (RFC 7541, section 6.2.2)."""
+def headers(token: str, method: str = METHOD) -> bytes:
+    """Return the header block of a call of `method`: literals without indexing (RFC 7541, section 6.2.2)."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": METHOD,
+        ":path": method,
         ":authority": "soak",
         "te": "trailers",
         "content-type": "application/grpc",
