@@ -329,7 +329,11 @@ class DeviceScheduler:
     def _follow(self) -> None:
         """Start the next run at once, unless those who are about to come back had better ride along."""
         queue = self._choose()
-        if queue is not None and not self._expects_company(queue):
+        if queue is None or self._expects_company(queue):
+            return
+        # Beside a short run, what the loop has to do is long: it is let do that first (`_gather`).
+        is_short = queue.backlog() < COMPANY_RUN * COMPANY_SECONDS
+        if self._in_flight or not is_short or not queue.expected_samples or queue.has_full_batch():
             self._start_next(queue)
 
     async def _wait_for_change(self) -> None:
