@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from support.cpu_model import cpu_model
+from support.graphs import graph
 from support.tiny import SIDE, tiny_model, write_model
 from vistazo_server.bound_runner import BoundRunner
 from vistazo_server.graph import read_signature
@@ -85,3 +87,29 @@ def test_runs_are_counted(session, signature):
     bound.run(samples(5, 1), statistics)
 
     assert {size: one.count for size, one in statistics.sizes.items()} == {3: 1, 5: 1}
+
+
+def test_outputs_whose_shape_depends_on_the_data_are_those_of_their_own_run():
+    """A binding that is kept keeps the outputs of its first run, and their shapes."""
+    model = graph(
+        [
+            helper.make_node("ReduceMax", ["x", "axes"], ["most"], keepdims=0),
+            helper.make_node("Cast", ["most"], ["chosen"], to=TensorProto.BOOL),
+            helper.make_node("Compress", ["x", "chosen"], ["y"], axis=1),
+        ],
+        {"x": ("FP32", ("n", 4))},
+        {"y": ("FP32", ("n", "k"))},
+        axes=np.array([0]),
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    signature = read_signature(session, Path("compress"), image_input=None)
+    bound = BoundRunner(session, signature, max_batch_size=4, device="cpu")
+    plain = StackingRunner(session, signature, max_batch_size=4)
+
+    earlier = []
+    for row in ([1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [5, 6, 7, 8]):
+        batch = [np.array(row, dtype=np.float32)] * 2
+        given = values(bound.run(batch))
+        assert np.array_equal(given, values(plain.run(batch)))
+        earlier.append((given, given.copy()))
+    assert all(np.array_equal(given, kept) for given, kept in earlier)
