@@ -249,3 +249,21 @@ def test_what_is_no_onnx_file_has_no_half_weights(tmp_path, content):
     path.write_bytes(content)
 
     assert not has_half_weights(path)
+
+
+def test_a_shape_that_the_graph_cannot_run_does_not_cost_the_other_shapes_their_rows():
+    model = graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": ("FP32", ("n", "width"))},
+        {"y": ("FP32", ("n", 2))},
+        w=np.ones((3, 2), dtype=np.float32),
+    )
+    made = GraphRunner(session_of(model), signature_of(model))
+    good, bad = np.ones(3, dtype=np.float32), np.ones(4, dtype=np.float32)
+    rows = made.run([good, bad, good, bad])
+
+    assert [isinstance(row, Exception) for row in rows] == [False, True, False, True]
+    assert [row.outputs.arrays[0][row.at].tolist() for row in rows[::2]] == [[3.0, 3.0]] * 2
+    # With nobody else in the run it fails as a whole.
+    with pytest.raises(Exception, match=r"(?i)matmul"):
+        made.run([bad, bad])
