@@ -1,15 +1,32 @@
 """A call's deadline: grpc gives the seconds left, the server counts in time.monotonic's."""
 
 import time
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc.aio
+
+CLOCK_STEP_SECONDS: Final = 1.0
+"""Two answers that differ by more were not taken in the same second of the same clock."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def seconds_left(context: Context) -> float | None:
-    """Return the seconds until the call's deadline, 0 once it has passed; None when the caller sent none."""
+    """Return the seconds until the call's deadline, 0 once it has passed; None when the caller sent none.
+
+    grpc takes the deadline's wall-clock time and subtracts the wall clock's: a clock that is set between the
+    two is off by as much. So it is asked again until two answers agree.
+    """
+    left = _seconds_left(context)
+    while left is not None:
+        again = cast("float", _seconds_left(context))
+        if abs(again - left) < CLOCK_STEP_SECONDS:
+            return again
+        left = again
+    return None
+
+
+def _seconds_left(context: Context) -> float | None:
     return cast("float | None", context.time_remaining())  # grpc's stubs forget the None
 
 

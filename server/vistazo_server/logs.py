@@ -33,6 +33,10 @@ TRACEBACKS_PER_SECOND: Final = 0.1
 _LIMITS: Final = {False: (BURST_LINES, LINES_PER_SECOND), True: (BURST_TRACEBACKS, TRACEBACKS_PER_SECOND)}
 """By whether a line has a traceback."""
 
+# What an operator changes is told each time: it takes longer than its line, and who starts a thousand models
+# looks for a thousand lines.
+UNLIMITED: Final = frozenset({"model_ready", "model_unloaded"})
+
 # Kinds that are told apart; the others share one limit. The server has fewer than half as many events.
 MOST_KINDS: Final = 128
 OTHER_KINDS: Final = "other"
@@ -104,7 +108,7 @@ class RateLimit:
         self, _logger: object, method: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
         """Limit structlog's lines, as one of its processors."""
-        if method == "debug":  # an operator asked for each of them
+        if method == "debug" or event.get("event") in UNLIMITED:  # an operator asked for each of them
             return event
         fields = self.admit(str(event.get("event")), has_traceback=bool(event.get("exc_info")))
         if fields is None:

@@ -953,6 +953,7 @@ async def test_loading_is_refused_where_callers_may_not(models):
     assert "--model-control explicit" in refused.value.details()
 
 
+@pytest.mark.blocks_loop("its callers make and read messages of 12 MB")
 async def test_a_large_payload_is_answered_or_refused_and_a_small_one_after_it_works(repository):
     """L0_large_payload, with our own limit."""
     write_graph(repository, "identity", identity("FP32", ("batch", "any")))

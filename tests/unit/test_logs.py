@@ -167,6 +167,13 @@ def test_a_flood_of_one_kind_hides_no_other():
     assert len(admitted(limit, "model_failed", lines=5)) == 5
 
 
+def test_every_model_of_a_large_repository_has_its_line():
+    limit = logs.RateLimit(Clock())
+    lines = [limit.process(None, "info", {"event": "model_ready", "model": str(n)}) for n in range(1000)]
+
+    assert [line["model"] for line in lines] == [str(n) for n in range(1000)]
+
+
 def test_what_was_left_out_of_a_kind_that_fell_silent_is_told_by_the_next_line_of_any():
     limit = logs.RateLimit(Clock())
     admitted(limit, "request_failed", lines=logs.BURST_LINES + 7)
