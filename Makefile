@@ -43,7 +43,7 @@ strangers: $(STAMP) ## What a good caller waits beside each kind of bad one: a t
 	PYTHONPATH=tests $(BIN)/python -m strangers --seconds $(STRANGERS_SECONDS)
 
 fuzz: $(STAMP) ## 20,000 requests of strange and broken bytes at a real server (a few minutes)
-	FUZZ_CASES=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
+	FUZZ_CASES=20000 $(BIN)/python -m pytest -s tests/service/bad_input/test_fuzz.py
 
 bench: $(STAMP) ## The standard benchmark set on ./models → bench/results.json (about 15 minutes)
 	$(BIN)/vistazo export lenet resnet18 alexnet vgg16 --models models --allow-untrained

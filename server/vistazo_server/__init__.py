@@ -1,21 +1,19 @@
 """Vistazo's server: image classifiers over gRPC.
 
-The path of a request, downwards only:
+The rooms, which import downwards only:
 
-    interceptors     who may call, what each RPC is given
-    calls            error → status, metrics, access log
-    classification   decode → call → encode
-    codec            protobuf ⇄ plain values, every check of a request
-    classifier       images → preprocess → batcher → softmax, top-k, labels
-    preprocess       image bytes → uint8 H×W×C
-    batcher          DynamicBatcher: admission, bounded queue, batch forming, scatter
-    device           DeviceScheduler: one batch at a time on a device, earliest deadline first
-    model            OnnxModel: one network on its device's engine thread
-    engine           Engine: the one thread that runs all models of a device
-    session          ONNX Runtime's device, threads and memory
+    rpc            the gRPC door: who may call, what came, what goes back
+    repository     the models of a folder: find, load, hand out, swap, unload
+    inference      images or tensors in, predictions out
+    engine         ONNX Runtime: sessions, graphs, tensors, threads, memory
+    batching       which requests run together, when, and which are refused
+    artifact       one version's folder, checked against its manifest
+    telemetry      metrics, logs, traces, request ids
+    errors         what can go wrong, and the one status of each
 
-`server` builds all this from `settings`; `repository` finds and loads the models, each described by its
-`manifest`, known to callers through the `catalog`.
+`cli` is the command, `settings` its options; `server` builds all this from them. A request comes in at
+`rpc.interceptors`, and is decoded, answered and encoded in `rpc.classification.service`. What answers it is
+`inference.classifier`, by `batching.batcher`, which runs `engine.onnx_model`.
 """
 
 import os

@@ -63,8 +63,8 @@ def serve_command(context: click.Context, /, **options: object) -> None:
     except ValidationError as error:
         raise click.UsageError(_explain(error), context) from None
     # Here, not at the top: --help must answer without ONNX Runtime, and fast.
-    from vistazo_server import logs  # noqa: PLC0415
     from vistazo_server.errors import StartupError  # noqa: PLC0415
+    from vistazo_server.telemetry import logs  # noqa: PLC0415
 
     logs.configure(level=settings.log_level, log_format=settings.log_format)
     # What Pillow finds odd about a stranger's file, such as corrupt EXIF, is not the operator's business.
@@ -76,7 +76,7 @@ def serve_command(context: click.Context, /, **options: object) -> None:
 
 
 def _run(settings: Settings) -> None:
-    from vistazo_server.memory import limit_arenas  # noqa: PLC0415
+    from vistazo_server.engine.memory import limit_arenas  # noqa: PLC0415
 
     limit_arenas()
     from vistazo_server.server import serve  # noqa: PLC0415

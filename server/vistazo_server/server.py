@@ -1,54 +1,37 @@
 """The composition root: build, start, wait for the stop, drain, close in reverse."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, cast
-from wsgiref.simple_server import WSGIServer
 
-import grpc.aio
 import onnxruntime
 import structlog
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from vistazo_proto import classification_pb2_grpc, open_inference_pb2_grpc
-from vistazo_server.access import Tokens
-from vistazo_server.classification import ClassificationServicer
-from vistazo_server.cpu import cpu_budget
-from vistazo_server.device import DeviceScheduler
-from vistazo_server.engine import Engine
+from vistazo_server.batching.device import DeviceScheduler
+from vistazo_server.engine.cpu import cpu_budget
+from vistazo_server.engine.engine import Engine
+from vistazo_server.engine.session import choose_device
 from vistazo_server.errors import StartupError
-from vistazo_server.folder import RepositoryFolder
-from vistazo_server.health import LIVENESS, OPEN_INFERENCE_SERVICE, SERVER_WIDE, ServingStatus
-from vistazo_server.interceptors import RpcInterceptor
-from vistazo_server.listener import Limits, bind, server_options
-from vistazo_server.loader import ModelLoader
-from vistazo_server.loop_watch import watch_loop
-from vistazo_server.metrics import Metrics
-from vistazo_server.open_inference import OpenInferenceServicer
-from vistazo_server.poller import RepositoryPoller
-from vistazo_server.preprocess_pool import PreprocessPool
-from vistazo_server.repository import ModelRepository
-from vistazo_server.session import choose_device
+from vistazo_server.inference.preprocess_pool import PreprocessPool
+from vistazo_server.inference.side_thread import SideThread
+from vistazo_server.repository.folder import RepositoryFolder
+from vistazo_server.repository.loader import ModelLoader, ModelOptions
+from vistazo_server.repository.model_repository import ModelRepository
+from vistazo_server.repository.poller import RepositoryPoller
+from vistazo_server.rpc.door import GrpcDoor
+from vistazo_server.rpc.health import ServingStatus
+from vistazo_server.rpc.listener import Limits
+from vistazo_server.rpc.tls import Certificates
+from vistazo_server.rpc.tokens import Tokens
 from vistazo_server.settings import Settings
-from vistazo_server.side_thread import SideThread
-from vistazo_server.tls import Certificates
-from vistazo_server.tracing import Tracing
+from vistazo_server.telemetry.endpoint import metrics_endpoint
+from vistazo_server.telemetry.loop_watch import watch_loop
+from vistazo_server.telemetry.metrics import Metrics
+from vistazo_server.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
-
-# After the last answer was handed to grpc: time for it to leave before connections are cut.
-LINGER_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +81,11 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
     status = ServingStatus(metrics)
 
     async with AsyncExitStack() as stack:
-        metrics_port = _start_metrics(settings.metrics_listen, metrics.registry, stack)
+        metrics_port = (
+            stack.enter_context(metrics_endpoint(settings.metrics_listen, metrics.registry))
+            if settings.metrics_listen
+            else None
+        )
         watching = asyncio.create_task(watch_loop(metrics.loop_delay.observe), name="watch-loop")
         stack.push_async_callback(_cancelled, watching)
         device = choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
@@ -120,7 +107,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             DeviceScheduler(instances=settings.instances, on_failure=status.broken)
         )
         loader = ModelLoader(
-            settings=settings,
+            options_for=lambda name: _model_options(settings.for_model(name)),
             device=device,
             threads=threads,
             metrics=metrics,
@@ -139,51 +126,33 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             )
         )
         _warn_of_exposure(settings)
-        grpc_server = grpc.aio.server(options=server_options(_limits(settings)))
-        tokens = None if settings.tokens is None else Tokens(settings.tokens)
         if tracing is None and settings.otlp_endpoint:
             tracing = Tracing.to_collector(settings.otlp_endpoint)
         if tracing is not None:
             stack.push_async_callback(tracing.close)
-        interceptor = RpcInterceptor(
-            metrics,
-            grpc_server,
-            tokens=tokens,
-            tracing=tracing,
-            tells_every_id=settings.log_level == "debug",
-        )
-        # Has what the generated functions use of a server.
-        registrar = cast("grpc.aio.Server", interceptor)
-        classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
-            ClassificationServicer(repository, max_images=settings.max_images_per_request),
-            registrar,
-        )
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            OpenInferenceServicer(
-                repository,
-                is_live=lambda: status.servicer.is_serving(LIVENESS),
-                is_ready=lambda: status.servicer.is_serving(OPEN_INFERENCE_SERVICE),
-                max_samples=settings.max_images_per_request,
-            ),
-            registrar,
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(status.servicer, registrar)
-        if settings.answers_reflection:
-            names = (*SERVER_WIDE[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-                reflection.aio.ReflectionServicer(names), registrar
-            )
         certificates = _certificates(settings)
         if certificates is not None:
             metrics.watch_certificate(lambda: certificates.expires_at)
-        port = bind(grpc_server, settings.listen, certificates)
+        door = GrpcDoor(
+            repository,
+            status,
+            metrics,
+            address=settings.listen,
+            limits=_limits(settings),
+            certificates=certificates,
+            tokens=None if settings.tokens is None else Tokens(settings.tokens),
+            tracing=tracing,
+            max_samples=settings.max_images_per_request,
+            answers_reflection=settings.answers_reflection,
+            tells_every_id=settings.log_level == "debug",
+        )
 
         _find_models(settings, repository)
-        await grpc_server.start()
+        await door.start()
         log.info(
             "listening",
             address=settings.listen,
-            port=port,
+            port=door.port,
             tls=settings.tls_mode,
             tokens=settings.tokens is not None,
             metrics_port=metrics_port,
@@ -197,9 +166,9 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
                 _poll(settings, repository, metrics, loading), name="poll-repository"
             )
             stack.push_async_callback(_cancelled, polling)
-        stack.push_async_callback(_drain, settings, grpc_server, status, interceptor, repository, loading)
+        stack.push_async_callback(_drain, settings, door, status, repository, loading)
         yield RunningServer(
-            port=port,
+            port=door.port,
             metrics_port=metrics_port,
             metrics=metrics,
             repository=repository,
@@ -215,6 +184,20 @@ def _limits(settings: Settings) -> Limits:
         streams=settings.max_streams_per_connection,
         age_seconds=settings.max_connection_age_seconds,
         age_grace_seconds=settings.max_connection_age_grace_seconds,
+    )
+
+
+def _model_options(settings: Settings) -> ModelOptions:
+    """Return what the loader needs of a model's settings."""
+    return ModelOptions(
+        allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
+        gpu_memory_bytes=settings.gpu_memory_mb << 20,
+        max_batch_size=settings.max_batch_size,
+        slo_seconds=settings.slo_ms / 1000,
+        queue_limit=settings.queue_limit,
+        queue_delay_seconds=settings.queue_delay_ms / 1000,
+        default_deadline_seconds=settings.default_deadline_ms / 1000,
+        max_pixels=int(settings.max_image_megapixels * 1e6),
     )
 
 
@@ -285,9 +268,8 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 async def _drain(
     settings: Settings,
-    grpc_server: grpc.aio.Server,
+    door: GrpcDoor,
     status: ServingStatus,
-    interceptor: RpcInterceptor,
     repository: ModelRepository,
     loading: asyncio.Task[None],
 ) -> None:
@@ -298,36 +280,4 @@ async def _drain(
     # From here on every service says NOT_SERVING, whatever is set later.
     status.servicer.drain()
     await asyncio.sleep(settings.drain_delay_seconds)
-    interceptor.end_streams()
-    if settings.drain_delay_seconds:
-        await interceptor.refuse_new()
-    stopping = asyncio.create_task(grpc_server.stop(settings.grace_seconds))
-    idle = asyncio.create_task(interceptor.wait_until_idle())
-    await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
-    idle.cancel()
-    # Who watches the health would otherwise hold the server for the whole grace. A second stop only ever
-    # shortens the first; the last answers are on their way by now and need a moment to leave.
-    await grpc_server.stop(min(settings.grace_seconds, LINGER_SECONDS))
-    await stopping
-
-
-def _start_metrics(address: str, registry: CollectorRegistry, stack: AsyncExitStack) -> int | None:
-    """Serve the registry from its own thread until the stack closes; return the port, None without one."""
-    if not address:
-        return None
-    host, _, port = address.rpartition(":")
-    try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry)
-    except OSError as error:
-        raise StartupError(
-            f"cannot serve metrics on {address}: {error.strerror or error}; "
-            "choose another with --metrics-listen"
-        ) from error
-    stack.callback(_stop_metrics, server, thread)
-    return int(server.server_port)
-
-
-def _stop_metrics(server: WSGIServer, thread: threading.Thread) -> None:
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    await door.close(says_so=settings.drain_delay_seconds > 0, grace_seconds=settings.grace_seconds)

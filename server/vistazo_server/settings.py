@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vistazo_server.errors import StartupError
-from vistazo_server.versions import VersionPolicy
+from vistazo_server.repository.versions import VersionPolicy
 
 PER_MODEL: Final = frozenset(
     {"max_batch_size", "slo_ms", "queue_delay_ms", "queue_limit", "default_deadline_ms", "version_policy"}

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from support.compose import ROOT
 from support.promql import alert_expressions
-from vistazo_server.metrics import Metrics
+from vistazo_server.telemetry.metrics import Metrics
 from vistazo_server.settings import Settings
 
 DOCUMENT = ROOT / "docs" / "operations.md"

@@ -22,7 +22,7 @@ from support.promql import (
     recording_expressions,
     rules,
 )
-from vistazo_server.metrics import Metrics
+from vistazo_server.telemetry.metrics import Metrics
 
 PROMETHEUS = DEPLOY / "prometheus"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))

@@ -1,5 +1,5 @@
 """What the suites that run with NVIDIA's client share. They run in a process of their own, started by
-tests/integration/test_triton_client.py: its stubs of package `inference` and ours cannot load in one.
+tests/service/answers/test_triton_client.py: its stubs of package `inference` and ours cannot load in one.
 """
 
 import json

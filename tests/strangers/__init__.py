@@ -1,7 +1,7 @@
 """One bad caller beside one good one, for each way in which a caller can be bad.
 
 `python -m strangers` with `tests` on the Python path, or `make strangers`, prints how long the good one waits
-beside each; tests/integration/test_strangers.py asserts that it loses no answer.
+beside each; tests/service/bad_input/test_strangers.py asserts that it loses no answer.
 
 models.py    what is served
 good.py      the steady caller whose every answer is checked

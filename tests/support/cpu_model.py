@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vistazo_server.artifact import verified_spec
-from vistazo_server.engine import Engine
-from vistazo_server.model import BatchLimit, OnnxModel
+from vistazo_server.artifact.verification import verified_spec
+from vistazo_server.engine.engine import Engine
+from vistazo_server.engine.onnx_model import BatchLimit, OnnxModel
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from vistazo_server.batch import Answer, Ran
-from vistazo_server.batcher import BatchObserver, DynamicBatcher
-from vistazo_server.device import DeviceScheduler
-from vistazo_server.latency import LatencyModel
+from vistazo_server.batching.batch import Answer, Ran
+from vistazo_server.batching.batcher import BatchObserver, DynamicBatcher
+from vistazo_server.batching.device import DeviceScheduler
+from vistazo_server.batching.latency import LatencyModel
 
 
 class FakeEngine:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from vistazo_server.catalog import CatalogEntry
+from vistazo_server.artifact.manifest import ModelSpec
 from vistazo_server.errors import ModelLoadError
-from vistazo_server.manifest import ModelSpec
-from vistazo_server.repository import ModelRepository
-from vistazo_server.rollout import LoadedModel
-from vistazo_server.versions import VersionPolicy
+from vistazo_server.repository.catalog import CatalogEntry
+from vistazo_server.repository.model_repository import ModelRepository
+from vistazo_server.repository.rollout import LoadedModel
+from vistazo_server.repository.versions import VersionPolicy
 
 
 @dataclass(eq=False)

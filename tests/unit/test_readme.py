@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from vistazo_server.metrics import Metrics
 from vistazo_server.settings import Settings
+from vistazo_server.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

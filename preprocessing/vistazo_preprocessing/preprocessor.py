@@ -1,0 +1,145 @@
+"""Preprocessor: an image of any size and format → the array that the model takes, uint8 H×W×C as a rule.
+
+Equal to torchvision's classification preset (`weights.transforms()`, before its normalisation) to the
+bit: the same Pillow resize with the same rounding, then the same centre crop. Where an image says more
+than torchvision's usual `Image.open(f).convert("RGB")` looks at, this is what happens:
+
+- EXIF orientation is applied: the image is classified upright, as a viewer shows it.
+- Transparency is dropped: the colour below it counts, as `convert("RGB")` has it.
+- 16-bit grey is scaled to 8 bits; `convert` would clip nearly all of it to white.
+- Animations are refused.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vistazo_preprocessing.errors import ImageError
+from vistazo_preprocessing.geometry import centre_crop, shortest_edge_size
+from vistazo_preprocessing.reading import reading
+from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
+
+_MODE: Final = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """An image that was looked at and not decoded: it may be used, and has many pixels."""
+
+    pixels: int
+    """Of the image, or of what it is resized to, whichever has more."""
+
+
+class Preprocessor:
+    """Turns images into model input. Holds no state of a call: any thread may use it."""
+
+    def __init__(self, spec: PreprocessSpec, *, max_pixels: int) -> None:
+        self._spec = spec
+        self._max_pixels = max_pixels
+        self.takes_pixels = spec.layout is Layout.NHWC and spec.dtype == "uint8"
+        """Whether decoded pixels of the right size are the model's input as they are."""
+        # (value / 255 - mean) / std, as one product and one sum for each channel, in single precision.
+        self._scale = np.array([1 / (255 * std) for std in spec.std], dtype=np.float32)
+        self._shift = np.array(
+            [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)], dtype=np.float32
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of decoded pixels that need no resizing."""
+        return (self._spec.height, self._spec.width, self._spec.channels)
+
+    def model_input(
+        self, image: bytes | NDArray[np.uint8], at_most: float = math.inf
+    ) -> NDArray[Any] | Large:
+        """Return the model's input, in its layout and dtype, for an encoded file or uint8 H×W×C pixels.
+
+        An image of more than `at_most` pixels is not decoded and not resized: Large is returned. Raises
+        ImageError.
+        """
+        pixels = self.decode(image, at_most) if isinstance(image, bytes) else self.fit(image, at_most)
+        return pixels if self.takes_pixels or isinstance(pixels, Large) else self._arranged(pixels)
+
+    def _arranged(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return uint8 H×W×C pixels in the model's layout and dtype."""
+        spec = self._spec
+        values: NDArray[Any] = pixels
+        if spec.dtype != "uint8":
+            values = (pixels * self._scale + self._shift).astype(spec.dtype, copy=False)
+        if spec.layout is Layout.NCHW:
+            values = values.transpose(2, 0, 1)
+        return np.ascontiguousarray(values)
+
+    def decode(self, encoded: bytes, at_most: float = math.inf) -> NDArray[np.uint8] | Large:
+        """Return the pixels, uint8 H×W×C of the model's size, of an encoded JPEG, PNG, WebP or BMP file.
+
+        Large when there would be more than `at_most` to work on. Raises ImageError: not such a file,
+        truncated, animated, more pixels than allowed, or made to take long.
+        """
+        with reading(encoded) as image:
+            pixels = self._checked_pixels(image.width, image.height)
+            if pixels > at_most:
+                return Large(pixels)
+            return self._fit(image.load(pixels=pixels))
+
+    def fit(self, pixels: NDArray[np.uint8], at_most: float = math.inf) -> NDArray[np.uint8] | Large:
+        """Return decoded pixels, uint8 H×W×C with 1 or 3 channels, in the model's size.
+
+        Pixels of exactly that size are returned as they are, not copied. Large when there would be more than
+        `at_most` to work on. Raises ImageError: more pixels than allowed.
+        """
+        if pixels.shape == self.shape:
+            return pixels
+        height, width, channels = pixels.shape
+        count = self._checked_pixels(width, height)
+        if count > at_most:
+            return Large(count)
+        return self._fit(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels))
+
+    def _checked_pixels(self, width: int, height: int) -> int:
+        """Return how many pixels an image of this size has, itself or resized, whichever is more.
+
+        Raises ImageError when that is more than allowed.
+        """
+        self._check_pixels(width, height)
+        if self._spec.resize_mode is ResizeMode.STRETCH:
+            return width * height
+        # A strip of one pixel by a million passes as small and grows here.
+        resized_width, resized_height = shortest_edge_size(width, height, self._spec.resize_size)
+        self._check_pixels(resized_width, resized_height, after="after resizing, ")
+        return max(width * height, resized_width * resized_height)
+
+    def _check_pixels(self, width: int, height: int, *, after: str = "") -> None:
+        if width * height > self._max_pixels:
+            raise ImageError(
+                f"expected at most {self._max_pixels / 1e6:g} megapixels, got {after}{width}×{height} "
+                f"({width * height / 1e6:.1f} megapixels)"
+            )
+
+    def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
+        spec = self._spec
+        image = _to_mode(image, _MODE[spec.channels])
+        if spec.resize_mode is ResizeMode.STRETCH:
+            size = (spec.width, spec.height)
+        else:
+            size = shortest_edge_size(image.width, image.height, spec.resize_size)
+        # Pillow's bilinear and bicubic widen their support when they shrink: antialias is always on.
+        resized = image if image.size == size else image.resize(size, spec.interpolation)
+        cropped = centre_crop(resized, spec.width, spec.height)
+        # A copy: the array must outlive the image, and be writable for whoever batches in place.
+        return np.array(cropped, dtype=np.uint8).reshape(self.shape)
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        # 16-bit grey PNGs opened as I in older Pillow; 65535 is white there.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
+    return image.convert(mode)

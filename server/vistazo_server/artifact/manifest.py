@@ -1,0 +1,207 @@
+"""Reading a model's manifest.json: the one place of the server that knows ModelManifest."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from google.protobuf import json_format
+from PIL import Image
+
+from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
+from vistazo_proto import manifest_pb2
+from vistazo_server.errors import ModelLoadError, one_line
+
+FORMAT: Final = 1
+"""Newest manifest format that this server understands."""
+
+_RESIZE_MODES: Final = {
+    manifest_pb2.Preprocessing.SHORTEST_EDGE: ResizeMode.SHORTEST_EDGE,
+    manifest_pb2.Preprocessing.STRETCH: ResizeMode.STRETCH,
+}
+_INTERPOLATIONS: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_LAYOUTS: Final = {layout.value: layout for layout in Layout}
+_DTYPES: Final = {"UINT8": "uint8", "FP32": "float32", "FP16": "float16"}
+_WEIGHTS: Final = {
+    manifest_pb2.Weights.PRETRAINED: "pretrained",
+    manifest_pb2.Weights.CHECKPOINT: "checkpoint",
+    manifest_pb2.Weights.UNTRAINED: "untrained",
+    manifest_pb2.Weights.IMPORTED: "imported",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What makes a model one that classifies images."""
+
+    preprocess: PreprocessSpec
+    input_tensor: str
+    """The graph's one input."""
+    output_tensor: str
+    """The output that scores the classes."""
+    output_is_logits: bool
+    """False: the output already sums to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalFile:
+    """A file beside model.onnx that holds some of its weights."""
+
+    path: str
+    """Relative to the version's folder."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as its manifest describes it, in plain values."""
+
+    name: str
+    image: ImageSpec | None
+    """None: the model takes tensors only."""
+    labels: tuple[str, ...]
+    """One for each class, in index order; empty: not known."""
+    weights: str
+    """pretrained, checkpoint, untrained or imported."""
+    precision: str
+    """Empty: not known."""
+    max_batch_size: int
+    """0: not known."""
+    model_sha256: str
+    external_files: tuple[ExternalFile, ...] = ()
+
+
+def spec_without_manifest(name: str, *, model_sha256: str) -> ModelSpec:
+    """Return what is known of a model whose folder has no manifest."""
+    return ModelSpec(
+        name,
+        image=None,
+        labels=(),
+        weights="imported",
+        precision="",
+        max_batch_size=0,
+        model_sha256=model_sha256,
+    )
+
+
+def read_manifest(path: Path, *, name: str) -> ModelSpec:
+    """Return the manifest at `path`, which should be of the model `name`.
+
+    Raises ModelLoadError when it is missing, unreadable, of a newer format, or contradicts itself.
+    """
+    try:
+        manifest = json_format.Parse(path.read_text(encoding="utf-8"), manifest_pb2.ModelManifest())
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {one_line(error, characters=200)}") from None
+    for wrong in _contradictions(manifest, name):
+        raise ModelLoadError(f"{path}: {wrong}")
+    return ModelSpec(
+        name=manifest.name,
+        image=_image_spec(manifest) if _takes_images(manifest) else None,
+        labels=tuple(manifest.labels),
+        weights=_WEIGHTS[manifest.weights.source],
+        precision=manifest.precision,
+        max_batch_size=manifest.max_batch_size,
+        model_sha256=manifest.model_sha256,
+        external_files=tuple(
+            ExternalFile(file.path, file.bytes, file.sha256) for file in manifest.external_files
+        ),
+    )
+
+
+def _takes_images(manifest: manifest_pb2.ModelManifest) -> bool:
+    return all(manifest.HasField(part) for part in ("input", "preprocessing", "output"))
+
+
+def _image_spec(manifest: manifest_pb2.ModelManifest) -> ImageSpec:
+    source, preprocessing = manifest.input, manifest.preprocessing
+    # With UINT8 the graph normalises, whatever the manifest tells of it.
+    by_server = source.dtype != "UINT8"
+    return ImageSpec(
+        preprocess=PreprocessSpec(
+            height=source.height,
+            width=source.width,
+            channels=source.channels,
+            resize_mode=_RESIZE_MODES[preprocessing.resize_mode],
+            resize_size=preprocessing.resize_size,
+            interpolation=_INTERPOLATIONS[preprocessing.interpolation],
+            layout=_LAYOUTS[source.layout],
+            dtype=_DTYPES[source.dtype],
+            mean=tuple(preprocessing.mean) if by_server else (),
+            std=tuple(preprocessing.std) if by_server else (),
+        ),
+        input_tensor=source.tensor,
+        output_tensor=manifest.output.tensor,
+        output_is_logits=manifest.output.kind == manifest_pb2.Output.LOGITS,
+    )
+
+
+def _contradictions(manifest: manifest_pb2.ModelManifest, name: str) -> list[str]:
+    """Return what is wrong with the manifest, each as what was expected and what came."""
+    if manifest.format != FORMAT:
+        return [f"format: expected {FORMAT}, got {manifest.format}; a newer server may read it"]
+    checks = {
+        f"name: expected {name!r}, the folder's, got {manifest.name!r}": manifest.name == name,
+        f"weights.source: {manifest.weights.source} is not known": manifest.weights.source in _WEIGHTS,
+        f"max_batch_size: expected at least 1, got {manifest.max_batch_size}": manifest.max_batch_size > 0,
+        "model_sha256: expected 64 hexadecimal digits": len(manifest.model_sha256) == 64,
+    }
+    for file in manifest.external_files:
+        checks[f"external_files: {file.path!r} is not a path inside the version's folder"] = _is_inside(
+            file.path
+        )
+    if _takes_images(manifest):
+        checks |= _image_checks(manifest)
+    return [wrong for wrong, fine in checks.items() if not fine]
+
+
+def _is_inside(path: str) -> bool:
+    return bool(path) and not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+
+
+def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
+    """Return what could be wrong with an image model, and whether it is fine."""
+    source, preprocessing, output = manifest.input, manifest.preprocessing, manifest.output
+    shortest_edge = preprocessing.resize_mode == manifest_pb2.Preprocessing.SHORTEST_EDGE
+    by_server = source.dtype != "UINT8"
+    return {
+        f"input.layout: expected one of {', '.join(_LAYOUTS)}, got {source.layout!r}": (
+            source.layout in _LAYOUTS
+        ),
+        f"input.dtype: expected one of {', '.join(_DTYPES)}, got {source.dtype!r}": source.dtype in _DTYPES,
+        f"input.channels: expected 1 or 3, got {source.channels}": source.channels in (1, 3),
+        f"input: expected a height and width of at least 1, got {source.height}×{source.width}": (
+            source.height > 0 and source.width > 0
+        ),
+        "preprocessing: the crop's size differs from the input's": (
+            (preprocessing.crop_height, preprocessing.crop_width) == (source.height, source.width)
+        ),
+        f"preprocessing.resize_mode: {preprocessing.resize_mode} is not known": (
+            preprocessing.resize_mode in _RESIZE_MODES
+        ),
+        "preprocessing.resize_size: expected at least 1, got 0": (
+            not shortest_edge or preprocessing.resize_size > 0
+        ),
+        f"preprocessing.interpolation: expected one of {', '.join(_INTERPOLATIONS)}, "
+        f"got {preprocessing.interpolation!r}": preprocessing.interpolation in _INTERPOLATIONS,
+        f"preprocessing: expected a mean and std for each of {source.channels} channels, since the server "
+        f"normalises {source.dtype}, got {len(preprocessing.mean)} and {len(preprocessing.std)}": (
+            not by_server or len(preprocessing.mean) == len(preprocessing.std) == source.channels
+        ),
+        "preprocessing.std: expected numbers above 0": (
+            not by_server or all(std > 0 and math.isfinite(std) for std in preprocessing.std)
+        ),
+        f"output.kind: {output.kind} is not known": (
+            output.kind in (manifest_pb2.Output.LOGITS, manifest_pb2.Output.PROBABILITIES)
+        ),
+        f"labels: expected {output.classes}, one a class, got {len(manifest.labels)}": (
+            len(manifest.labels) == output.classes > 0
+        ),
+    }

@@ -1,0 +1,162 @@
+"""Protobuf ⇄ plain values for ClassificationService: every check of a request, and nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vistazo_proto import classification_pb2 as pb
+from vistazo_server.errors import InvalidImageError, InvalidRequestError, ServingError
+from vistazo_server.inference.classifier import Classified, Ranking
+from vistazo_server.inference.image_inputs import ImageInput
+from vistazo_server.inference.side_thread import Steps
+from vistazo_server.repository.catalog import CatalogEntry, ModelState
+from vistazo_server.rpc.wire import field_head, pushback_ms, status_number
+
+_STATES = {
+    ModelState.LOADING: pb.LOADING,
+    ModelState.READY: pb.READY,
+    ModelState.FAILED: pb.FAILED,
+    ModelState.UNLOADING: pb.UNLOADING,
+    # In no catalog, so in no answer; an entry that leaves it meanwhile was unloading.
+    ModelState.UNAVAILABLE: pb.UNLOADING,
+}
+
+
+@dataclass(slots=True)  # not frozen: one is made for each request, and a frozen one takes three times as long
+class ClassifyCommand:
+    """A ClassifyRequest in plain values."""
+
+    model: str
+    """Empty: the only one served."""
+    version: str
+    """Empty: the highest that is ready."""
+    images: list[ImageInput]
+    top_k: int | None
+
+
+def decode_request(request: pb.ClassifyRequest, *, max_images: int) -> ClassifyCommand:
+    """Return what `request` asks for. An image that cannot be used becomes its own error.
+
+    Raises InvalidRequestError when the request as a whole is wrong.
+    """
+    images = request.images
+    if not images:
+        raise InvalidRequestError("images: expected at least 1, got none")
+    if len(images) > max_images:
+        raise InvalidRequestError(f"images: expected at most {max_images}, got {len(images)}")
+    return ClassifyCommand(
+        request.model,
+        request.version,
+        [_decode_image(image) for image in images],
+        request.top_k if request.HasField("top_k") else None,
+    )
+
+
+def _decode_image(image: pb.Image) -> ImageInput:
+    source = image.WhichOneof("source")
+    if source == "encoded":
+        return image.encoded
+    if source == "raw":
+        return _decode_pixels(image.raw)
+    return InvalidImageError("expected encoded bytes or raw pixels, got neither")
+
+
+def _decode_pixels(raw: pb.RawPixels) -> NDArray[np.uint8] | InvalidImageError:
+    height, width, channels, data = raw.height, raw.width, raw.channels, raw.data
+    if height == 0 or width == 0:
+        return InvalidImageError(f"raw: expected a height and width of at least 1, got {height}×{width}")
+    if channels not in (1, 3):
+        return InvalidImageError(f"raw.channels: expected 1 or 3, got {channels}")
+    expected = height * width * channels
+    if len(data) != expected:
+        return InvalidImageError(
+            f"raw.data: expected {expected} bytes for {height}×{width}×{channels}, got {len(data)}"
+        )
+    return np.frombuffer(data, dtype=np.uint8).reshape(height, width, channels)
+
+
+# What it takes to write one prediction, and how many of them are serialised at once: in about 0.2 ms.
+_PREDICTION_SECONDS: Final = 0.5e-6
+_PREDICTIONS_A_STEP: Final = 512
+
+
+def encode_seconds(classified: Classified) -> float:
+    """Return how long `encode_response` is predicted to take."""
+    return _PREDICTION_SECONDS * sum(
+        len(result.indexes) for result in classified.results if isinstance(result, Ranking)
+    )
+
+
+def encode_response(model: str, version: str, labels: Sequence[str], classified: Classified) -> Steps[bytes]:
+    """Return the answer to a request, a serialised ClassifyResponse, as steps."""
+    # A large one is serialised in parts: messages put one behind the other are one, with the results of all.
+    parts: list[bytes] = []
+    part = pb.ClassifyResponse(model=model, version=version, batch_size=classified.batch_size)
+    timing = part.timing
+    timing.queue_seconds = classified.queue_seconds
+    timing.preprocess_seconds = classified.preprocess_seconds
+    timing.compute_seconds = classified.compute_seconds
+    size = 0
+    for result in classified.results:
+        if size > _PREDICTIONS_A_STEP:
+            parts.append(part.SerializeToString())
+            part, size = pb.ClassifyResponse(), 0
+            yield
+        if isinstance(result, InvalidImageError):
+            part.results.add(error=encode_error(result))
+            continue
+        predictions = part.results.add().predictions
+        predictions.SetInParent()
+        add = predictions.predictions.add
+        for index, probability in zip(result.indexes.tolist(), result.probabilities.tolist(), strict=True):
+            add(index=index, label=labels[index], probability=probability)
+        size += len(result.indexes)
+    parts.append(part.SerializeToString())
+    return b"".join(parts)
+
+
+def encode_error(error: ServingError) -> pb.ImageError:
+    """Return the error of one image, or of one request of a stream."""
+    return pb.ImageError(code=status_number(error.code), message=str(error), reason=error.reason)
+
+
+def encode_model(entry: CatalogEntry) -> pb.Model:
+    """Return one model of the repository as a message."""
+    message = pb.Model(
+        name=entry.name,
+        version=entry.version,
+        state=_STATES[entry.state],
+        reason=entry.reason,
+        device=entry.device,
+    )
+    if entry.spec is not None:
+        spec = entry.spec
+        if spec.image is not None:
+            message.input_height = spec.image.preprocess.height
+            message.input_width = spec.image.preprocess.width
+            message.input_channels = spec.image.preprocess.channels
+        message.labels.extend(spec.labels)
+        message.weights = spec.weights
+        message.precision = spec.precision
+        message.max_batch_size = entry.max_batch_size
+    for size, seconds in entry.latencies().items():
+        message.latencies.add(batch_size=size, seconds=seconds)
+    return message
+
+
+def encode_stream_response(request_id: str, response: bytes) -> bytes:
+    """Return the serialised outcome of one request of a stream that was answered by `response`."""
+    head = pb.ClassifyStreamResponse(id=request_id).SerializeToString()
+    return b"".join((head, field_head(pb.ClassifyStreamResponse, "response", len(response)), response))
+
+
+def encode_stream_error(request_id: str, error: ServingError) -> pb.ClassifyStreamResponse:
+    """Return the outcome of one request of a stream that failed."""
+    return pb.ClassifyStreamResponse(
+        id=request_id,
+        error=encode_error(error),
+        retry_pushback_ms=None if error.retry_after is None else pushback_ms(error.retry_after),
+    )
