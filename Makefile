@@ -54,7 +54,7 @@ bench: $(STAMP) ## The standard benchmark set on ./models → bench/results.json
 # Needs onnxruntime-gpu in place of onnxruntime; without a GPU it says so and ends well.
 gpu-check: $(STAMP) ## Serve on CUDA: provider, parity with the CPU, throughput by batch size → JSON
 	$(BIN)/vistazo export resnet18 alexnet vgg16 --models models/gpu --allow-untrained
-	$(BIN)/python -m vistazo_client.bench.gpu --models models/gpu --output bench/gpu.json
+	$(BIN)/python -m vistazo_bench.gpu --models models/gpu --output bench/gpu.json
 
 perf-analyzer: $(STAMP) ## Fetch NVIDIA's load generator for the test that runs it
 	PYTHON=$(BIN)/python tests/interop/fetch_perf_analyzer.sh .perf_analyzer
@@ -63,7 +63,7 @@ check: $(STAMP) ## Lint, format, types, import rules, generated code up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=proto:server:client:export $(BIN)/lint-imports --no-cache
+	PYTHONPATH=proto:preprocessing:server:client:export:bench $(BIN)/lint-imports --no-cache
 	$(MAKE) --no-print-directory proto PROTO_OUT=build/proto
 	diff -r -x __pycache__ -x '*.proto' -x __init__.py -x py.typed proto/vistazo_proto build/proto/vistazo_proto
 

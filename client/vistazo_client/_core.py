@@ -23,7 +23,7 @@ from vistazo_client._codec import Query
 from vistazo_client._connection import Connection
 from vistazo_client._images import is_one_image
 from vistazo_client._retry import DEFAULT_RETRIES, Attempts
-from vistazo_client._stream import StreamSession
+from vistazo_client._streams.session import StreamSession
 from vistazo_client._target import Target, find_targets, is_loopback, parse_addresses
 from vistazo_client.credentials import TLS, PathInput, token_source
 from vistazo_client.errors import (

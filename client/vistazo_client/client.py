@@ -16,8 +16,8 @@ from vistazo_client._codec import Chunk, Query, chunk_images, decode_chunk, deco
 from vistazo_client._core import MAX_REQUESTS_IN_FLIGHT, READY_POLL_SECONDS, ClientCore
 from vistazo_client._images import ImageInput, is_one_image
 from vistazo_client._retry import Attempts
-from vistazo_client._stream import encode_stream_image
-from vistazo_client._stream_threads import StreamThreads
+from vistazo_client._streams.session import encode_stream_image
+from vistazo_client._streams.threads import StreamThreads
 from vistazo_client._target import Target
 from vistazo_client.errors import (
     DeadlineExceededError,

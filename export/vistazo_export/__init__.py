@@ -1,6 +1,17 @@
 """Vistazo's export stage: torch networks in, verified ONNX model repositories out.
 
-torch lives in this package and nowhere else. Nothing heavy is imported until a command runs.
+torch lives in this package and nowhere else. Nothing heavy is imported until a command runs. The rooms, which
+import downwards only:
+
+    cli, report          the commands, and what they print
+    importer, exporter   from a request to a published version; verify repeats the checks
+    foreign              ONNX classifiers made elsewhere
+    conversion           a torch module → model.onnx
+    checks               parity with torch, on real images
+    publishing           the manifest, and versions that appear whole
+    networks             where modules, weights, labels and preprocessing come from
+
+Start with `exporter`.
 """
 
 import os

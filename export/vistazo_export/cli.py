@@ -193,7 +193,7 @@ def import_command(
     and batch are read from the graph; what it does not tell is asked for.
     """
     edges = _edges(size)
-    from vistazo_export.image_input import ImageOptions  # noqa: PLC0415 - torch, as above
+    from vistazo_export.foreign.image_input import ImageOptions  # noqa: PLC0415 - torch, as above
     from vistazo_export.importer import ImportRequest, import_model  # noqa: PLC0415
     from vistazo_export.report import Report  # noqa: PLC0415
 

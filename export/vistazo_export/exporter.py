@@ -6,18 +6,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vistazo_export import repository as repo
-from vistazo_export import zoo
-from vistazo_export.calibration import CalibrationSet, calibration_set
-from vistazo_export.checkpoint import read_labels
-from vistazo_export.download import sha256_of
+from vistazo_export.checks.parity import measure_parity
+from vistazo_export.conversion.calibration import CalibrationSet, calibration_set
+from vistazo_export.conversion.half import write_fp16
+from vistazo_export.conversion.onnx_export import check_onnx, write_onnx
 from vistazo_export.errors import ExportError, RepositoryError, WeightsUnavailableError
-from vistazo_export.half import write_fp16
-from vistazo_export.imported import check_external_files
-from vistazo_export.manifest import describes, plan_manifest, read_manifest, triton_config, write_manifest
-from vistazo_export.onnx_export import check_onnx, write_onnx
-from vistazo_export.parity import measure_parity
+from vistazo_export.foreign.imported import check_external_files
+from vistazo_export.networks import zoo
+from vistazo_export.networks.checkpoint import read_labels
+from vistazo_export.networks.download import sha256_of
 from vistazo_export.progress import SILENT, Progress
+from vistazo_export.publishing import repository as repo
+from vistazo_export.publishing.manifest import (
+    describes,
+    plan_manifest,
+    read_manifest,
+    triton_config,
+    write_manifest,
+)
 from vistazo_proto.manifest_pb2 import ModelManifest
 
 # A folder name that also does as a metric label and a gRPC health service.
@@ -205,7 +211,7 @@ def _write_variant(
         write_fp16(full, model)
         return
     # Its imports take a while, and few exports need them.
-    from vistazo_export.quantize import write_int8  # noqa: PLC0415
+    from vistazo_export.conversion.quantize import write_int8  # noqa: PLC0415
 
     progress.stage("calibrating on " + calibration.summary)
     write_int8(full, model, calibration.batches(network.recipe.preset))

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from vistazo_export import repository as repo
-from vistazo_export.checkpoint import read_labels
-from vistazo_export.download import sha256_of
+from vistazo_export.checks.parity import open_session
 from vistazo_export.errors import GraphError, RepositoryError, UndecidedError
 from vistazo_export.exporter import ExportedModel, check_name, newest_version
-from vistazo_export.image_input import (
+from vistazo_export.foreign.image_input import (
     IMAGENET,
     ImageOptions,
     image_input,
@@ -23,13 +21,15 @@ from vistazo_export.image_input import (
     preprocessing_for,
     read_preprocessing,
 )
-from vistazo_export.imported import batch_limit, image_feeds, is_batched, random_feeds, run_graph
-from vistazo_export.manifest import FORMAT, triton_config, write_manifest
-from vistazo_export.onnx_interface import OnnxInterface, check_model, read_interface
-from vistazo_export.parity import open_session
+from vistazo_export.foreign.imported import batch_limit, image_feeds, is_batched, random_feeds, run_graph
+from vistazo_export.foreign.interface import OnnxInterface, check_model, read_interface
+from vistazo_export.foreign.scores import scores_output
+from vistazo_export.networks.checkpoint import read_labels
+from vistazo_export.networks.download import sha256_of
+from vistazo_export.networks.zoo import torchvision_models
 from vistazo_export.progress import SILENT, Progress
-from vistazo_export.score_output import scores_output
-from vistazo_export.zoo import torchvision_models
+from vistazo_export.publishing import repository as repo
+from vistazo_export.publishing.manifest import FORMAT, triton_config, write_manifest
 from vistazo_proto.manifest_pb2 import ExternalFile, ModelManifest
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 

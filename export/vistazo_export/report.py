@@ -11,8 +11,8 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
 from vistazo_export.exporter import ExportedModel
-from vistazo_export.manifest import CALIBRATION
 from vistazo_export.progress import Progress
+from vistazo_export.publishing.manifest import CALIBRATION
 from vistazo_export.verify import Verification
 from vistazo_proto.manifest_pb2 import ModelManifest, Parity
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord

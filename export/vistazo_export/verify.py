@@ -6,15 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vistazo_export import repository as repo
-from vistazo_export import zoo
-from vistazo_export.download import sha256_of
-from vistazo_export.errors import ExportError, RepositoryError, WeightsError, WeightsUnavailableError
-from vistazo_export.imported import check_external_files, check_imported
-from vistazo_export.manifest import read_manifest, triton_config
-from vistazo_export.onnx_export import check_onnx
-from vistazo_export.onnx_interface import check_model, read_interface
-from vistazo_export.parity import (
+from vistazo_export.checks.parity import (
     BOUNDS,
     MOST_BATCH_SIZE,
     batch_sizes_up_to,
@@ -23,7 +15,15 @@ from vistazo_export.parity import (
     run_onnx,
     sample_pixels,
 )
+from vistazo_export.conversion.onnx_export import check_onnx
+from vistazo_export.errors import ExportError, RepositoryError, WeightsError, WeightsUnavailableError
+from vistazo_export.foreign.imported import check_external_files, check_imported
+from vistazo_export.foreign.interface import check_model, read_interface
+from vistazo_export.networks import zoo
+from vistazo_export.networks.download import sha256_of
 from vistazo_export.progress import SILENT, Progress
+from vistazo_export.publishing import repository as repo
+from vistazo_export.publishing.manifest import read_manifest, triton_config
 from vistazo_proto.manifest_pb2 import ModelManifest, Parity
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 

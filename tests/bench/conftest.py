@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from vistazo_client.bench.load import CLASSIFY_METHOD, Target
+from vistazo_bench.measuring.load import CLASSIFY_METHOD, Target
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from support.tiny import write_model
-from vistazo_client.bench.cli import bench_command
-from vistazo_client.bench.int8 import held_out_digits
+from vistazo_bench.cli import bench_command
+from vistazo_bench.standard.int8 import held_out_digits
 
-RUN = "from vistazo_client.bench.cli import bench_command; bench_command()"
+RUN = "from vistazo_bench.cli import bench_command; bench_command()"
 
 
 def run(*arguments):
@@ -130,7 +130,7 @@ def test_options_that_do_not_fit_together_are_refused(arguments, said):
 
 
 def test_the_digits_are_the_ones_that_training_held_out():
-    from vistazo_export.digits import held_out
+    from vistazo_export.networks.digits import held_out
 
     images, labels = held_out_digits()
     assert np.array_equal(images, held_out().images)

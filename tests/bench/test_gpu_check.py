@@ -9,14 +9,14 @@ import onnxruntime
 import pytest
 
 from support.tiny import tiny_model, write_model
-from vistazo_client.bench import gpu
-from vistazo_client.bench.errors import BenchError
-from vistazo_client.bench.serving import serving
+from vistazo_bench import gpu
+from vistazo_bench.errors import BenchError
+from vistazo_bench.measuring.serving import serving
 
 
 def gpu_check(*options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "vistazo_client.bench.gpu", *map(str, options)],
+        [sys.executable, "-m", "vistazo_bench.gpu", *map(str, options)],
         capture_output=True,
         text=True,
         timeout=110,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from support.tiny import SIDE, plain, write_model
-from vistazo_client.bench.errors import BenchError
-from vistazo_client.bench.limits import (
+from vistazo_bench.errors import BenchError
+from vistazo_bench.measuring.limits import (
     LEAST_RUNS,
     Decoder,
     DecodeSpec,
@@ -13,10 +13,10 @@ from vistazo_client.bench.limits import (
     RawEngine,
     jpeg_bound,
 )
-from vistazo_client.bench.load import ClosedLoop, LoadGenerator, Target
-from vistazo_client.bench.payload import _jpeg
-from vistazo_client.bench.serving import decode_spec, model_folder
-from vistazo_client.bench.worker import Worker
+from vistazo_bench.measuring.load import ClosedLoop, LoadGenerator, Target
+from vistazo_bench.measuring.payload import _jpeg
+from vistazo_bench.measuring.serving import decode_spec, model_folder
+from vistazo_bench.measuring.worker import Worker
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bench.scripts import aborting, after
-from vistazo_client.bench.errors import BenchError
-from vistazo_client.bench.load import (
+from vistazo_bench.errors import BenchError
+from vistazo_bench.measuring.load import (
     MAX_REQUESTS_PER_SEGMENT,
     ClosedLoop,
     OpenLoop,
@@ -18,7 +18,7 @@ from vistazo_client.bench.load import (
     open_loop,
     poisson_arrivals,
 )
-from vistazo_client.bench.records import NO_PUSHBACK, summarize_closed, summarize_open
+from vistazo_bench.measuring.records import NO_PUSHBACK, summarize_closed, summarize_open
 
 
 def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process():
@@ -149,6 +149,6 @@ async def test_latency_counts_from_when_a_request_was_due(scripted):
 
 
 async def test_nobody_there_is_said_so(monkeypatch):
-    monkeypatch.setattr("vistazo_client.bench.load.CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("vistazo_bench.measuring.load.CONNECT_SECONDS", 0.2)
     with pytest.raises(BenchError, match=r"no server at 127\.0\.0\.1:1 within"):
         await closed_loop(ClosedLoop(Target("127.0.0.1:1", (b"",)), 1, 1.0))

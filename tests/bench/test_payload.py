@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vistazo_bench.errors import BenchError
+from vistazo_bench.measuring.payload import Payload, make_payload, wrong_answers
 from vistazo_client import ModelInfo, ModelState
-from vistazo_client.bench.errors import BenchError
-from vistazo_client.bench.payload import Payload, make_payload, wrong_answers
 from vistazo_proto import classification_pb2 as pb
 
 MODEL = ModelInfo("net", "3", ModelState.READY, input_height=32, input_width=24, input_channels=3)
@@ -60,7 +60,7 @@ def test_a_picture_that_cannot_be_read_is_an_error(tmp_path):
 
 
 def test_without_a_photograph_noise_is_sent_and_said(monkeypatch):
-    monkeypatch.setattr("vistazo_client.bench.payload.PHOTOGRAPHS", ())
+    monkeypatch.setattr("vistazo_bench.measuring.payload.PHOTOGRAPHS", ())
     assert "noise" in make_payload(MODEL, kind="jpeg").source
 
 

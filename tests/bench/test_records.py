@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vistazo_client.bench.records import (
+from vistazo_bench.measuring.records import (
     NO_PUSHBACK,
     Recording,
     percentile,

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vistazo_client.bench.figures import Figure, ratio_figure, rounds, spread
-from vistazo_client.bench.machine import CpuWatch
-from vistazo_client.bench.memory import second_half_growth
-from vistazo_client.bench.plot import text_plot, write_png
-from vistazo_client.bench.report import figures_table, one_line, result_object, write_atomically
-from vistazo_client.bench.rig import Rig
+from vistazo_bench.measuring.figures import Figure, ratio_figure, rounds, spread
+from vistazo_bench.measuring.machine import CpuWatch
+from vistazo_bench.measuring.rig import Rig
+from vistazo_bench.reporting.plot import text_plot, write_png
+from vistazo_bench.reporting.report import figures_table, one_line, result_object, write_atomically
+from vistazo_bench.standard.memory import second_half_growth
 
 
 def text(renderable):

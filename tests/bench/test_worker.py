@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vistazo_client.bench.errors import BenchError
-from vistazo_client.bench.worker import Worker
+from vistazo_bench.errors import BenchError
+from vistazo_bench.measuring.worker import Worker
 
 
 class Thing:

@@ -17,7 +17,7 @@ from vistazo_client import (
     UnavailableError,
     UnsupportedError,
 )
-from vistazo_client._stream import STREAM_IMAGES_IN_FLIGHT
+from vistazo_client._streams.session import STREAM_IMAGES_IN_FLIGHT
 from vistazo_proto import classification_pb2 as pb
 
 

@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry
 
 from support.compose import ROOT
 from support.promql import alert_expressions
-from vistazo_server.telemetry.metrics import Metrics
 from vistazo_server.settings import Settings
+from vistazo_server.telemetry.metrics import Metrics
 
 DOCUMENT = ROOT / "docs" / "operations.md"
 OPERATIONS = DOCUMENT.read_text(encoding="utf-8")

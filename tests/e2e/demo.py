@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from vistazo_export import digits
+from vistazo_export.networks import digits
 
 BIN = Path(sys.executable).parent
 DIGITS_SHOWN = 20

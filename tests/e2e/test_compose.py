@@ -37,7 +37,7 @@ SERVER_USER = 10001
 
 @pytest.fixture(scope="module")
 def digits():
-    from vistazo_export.digits import held_out
+    from vistazo_export.networks.digits import held_out
 
     return held_out()
 

@@ -21,12 +21,12 @@ from google.protobuf import json_format
 from PIL import Image
 from safetensors.torch import save_file
 
-from vistazo_export import digits, zoo
-from vistazo_export import repository as repo
 from vistazo_export.errors import ParityError
 from vistazo_export.exporter import ExportRequest, export_model
-from vistazo_export.lenet import LeNet
-from vistazo_export.preset import to_pixels
+from vistazo_export.networks import digits, zoo
+from vistazo_export.networks.lenet import LeNet
+from vistazo_export.networks.preset import to_pixels
+from vistazo_export.publishing import repository as repo
 from vistazo_proto.manifest_pb2 import ModelManifest, Output, Preprocessing
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 

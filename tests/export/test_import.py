@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from onnx import TensorProto, helper, numpy_helper
 
 from support.foreign import CLASSES, SIDE, classifier, model_of, with_node
-from vistazo_export import zoo
+from vistazo_export.networks import zoo
 from vistazo_proto.manifest_pb2 import ModelManifest, Output, Preprocessing
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 

@@ -17,7 +17,7 @@ from tritonclient.grpc import (
     service_pb2,
 )
 
-from vistazo_export import digits
+from vistazo_export.networks import digits
 
 INVALID = "StatusCode.INVALID_ARGUMENT"
 NOT_FOUND = "StatusCode.NOT_FOUND"

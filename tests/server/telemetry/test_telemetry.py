@@ -7,7 +7,11 @@ import sys
 import pytest
 
 # Each imports ONNX Runtime, or is imported before what does.
-IMPORTERS = ["vistazo_server.engine.session", "vistazo_export.parity", "vistazo_client.bench.limits"]
+IMPORTERS = [
+    "vistazo_server.engine.session",
+    "vistazo_export.checks.parity",
+    "vistazo_bench.measuring.limits",
+]
 
 
 @pytest.mark.parametrize("module", IMPORTERS)

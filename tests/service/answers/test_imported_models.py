@@ -17,9 +17,9 @@ from support.foreign import CLASSES, SIDE, classifier
 from support.images import file
 from support.onnx_zoo import LIGHT
 from support.serving import encoded, probabilities, raw, serving, softmax
+from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.importer import ImportRequest, import_model
-from vistazo_export.preset import Preset, to_pixels
-from vistazo_export.sample_images import sample_images
+from vistazo_export.networks.preset import Preset, to_pixels
 from vistazo_proto import classification_pb2 as pb
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.23, 0.22, 0.225)

@@ -28,7 +28,7 @@ def lenet_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits():
-    from vistazo_export.digits import held_out
+    from vistazo_export.networks.digits import held_out
 
     return held_out()
 

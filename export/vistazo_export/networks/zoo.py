@@ -1,0 +1,239 @@
+"""Where a torch module and its weights come from.
+
+`resolve` says what an export would use, without building or downloading anything; `load` gets it.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vistazo_export.errors import LabelsError, UnknownNetworkError, WeightsError, WeightsUnavailableError
+from vistazo_export.networks import checkpoint, lenet
+from vistazo_export.networks.download import fetch_checkpoint, sha256_of
+from vistazo_export.networks.nin import NetworkInNetwork
+from vistazo_export.networks.preset import Preset, preset_of
+from vistazo_export.progress import SILENT, Progress
+
+UNTRAINED_SEED = 0
+
+OWN_NETWORKS = ("lenet", "nin")
+"""The networks that torchvision lacks."""
+
+# The schemas torchvision's import looks for, of the two compiled operators it needs in order to exist.
+MISSING_SCHEMAS = (
+    ("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+    ("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a network's numbers are, or will be once loaded."""
+
+    source: Literal["pretrained", "checkpoint", "untrained"]
+    name: str
+    """Such as "ResNet18_Weights.IMAGENET1K_V1", the file's name, or "seed 0"."""
+    url: str = ""
+    """Where it is published; empty where nothing is downloaded."""
+    sha256: str = ""
+    """Lower-case hex digest of the weights file; empty for untrained and before a download."""
+    path: Path | None = None
+    """The user's file, for a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a network except its numbers."""
+
+    architecture: str
+    weights: Weights
+    labels: tuple[str, ...]
+    preset: Preset
+    transforms: Callable[[Image.Image], Tensor]
+    """The original preprocessing: a Pillow image in, normalised float C×H×W out."""
+
+    def untrained(self) -> "Recipe":
+        """Return the same network with seeded random numbers instead of its weights."""
+        return replace(self, weights=Weights("untrained", f"seed {UNTRAINED_SEED}"))
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network ready for inference."""
+
+    recipe: Recipe
+    """With the digest of the weights filled in."""
+    module: nn.Module
+    """In eval mode: normalised float N×C×H×W in, logits N×classes out."""
+
+
+def torchvision_models() -> ModuleType:
+    """Return `torchvision.models`, also where torchvision's compiled operators cannot load.
+
+    A torchvision built for CUDA fails to import beside a CPU build of torch, for want of two operators
+    that no classifier uses. On that error alone their schemas are declared and the import repeated.
+    """
+    try:
+        import torchvision.models  # noqa: PLC0415 - may have to be tried twice
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        for schema in MISSING_SCHEMAS:
+            torch.library.define(*schema)
+        import torchvision.models  # noqa: PLC0415
+    return cast("ModuleType", torchvision.models)
+
+
+def network_names() -> list[str]:
+    """Return the names of all networks that can be exported, sorted."""
+    models = torchvision_models()
+    return sorted([*OWN_NETWORKS, *models.list_models(module=models)])
+
+
+def resolve(architecture: str, weights: str = "pretrained", labels: Sequence[str] | None = None) -> Recipe:
+    """Return what exporting `architecture` means; nothing is built or downloaded.
+
+    `weights` is "pretrained", "untrained", the full name of published weights such as
+    "ResNet50_Weights.IMAGENET1K_V1", or the path of a file. `labels` replaces the published ones and
+    sets the number of classes. Raises UnknownNetworkError, LabelsError, PresetError or WeightsError.
+    """
+    published = _published(architecture, weights)
+    if weights == "untrained":
+        chosen = published.untrained()
+    elif weights in {"pretrained", published.weights.name}:
+        if labels is not None and len(labels) != len(published.labels):
+            raise LabelsError(
+                f"{architecture}'s pretrained weights have {len(published.labels)} classes, but "
+                f"{len(labels)} labels were given; labels of your own go with --weights FILE"
+            )
+        chosen = published
+    else:
+        path = Path(weights)
+        if not path.is_file():
+            raise WeightsError(f"no weights file {weights} (nor is it 'pretrained' or 'untrained')")
+        own = Weights("checkpoint", path.name, sha256=sha256_of(path), path=path)
+        chosen = replace(published, weights=own)
+    return chosen if labels is None else replace(chosen, labels=tuple(labels))
+
+
+def load(recipe: Recipe, *, mirror: str | None = None, progress: Progress = SILENT) -> LoadedNetwork:
+    """Build the network and fill in its weights, downloading published ones into torch.hub's cache.
+
+    Raises WeightsUnavailableError where they were never published or cannot be downloaded, and
+    WeightsError where the file is damaged or does not fit.
+    """
+    if recipe.weights.source == "pretrained":
+        return _load_pretrained(recipe, mirror, progress)
+
+    progress.stage("building")
+    if recipe.weights.path is None:
+        module = _build(recipe, seed=_seed_of(recipe.weights))
+    else:
+        state = checkpoint.read_state_dict(recipe.weights.path)
+        module = _build(recipe, seed=UNTRAINED_SEED, auxiliary=any("aux" in key.lower() for key in state))
+        checkpoint.fit_state_dict(module, state, origin=str(recipe.weights.path))
+    return LoadedNetwork(recipe, module.eval())
+
+
+def _published(architecture: str, weights: str) -> Recipe:
+    """Return the recipe with the published weights named `weights`, else the default ones."""
+    if architecture == "lenet":
+        embedded = Weights("pretrained", lenet.WEIGHTS_NAME, sha256=lenet.WEIGHTS_SHA256)
+        return Recipe("lenet", embedded, lenet.LABELS, lenet.PRESET, lenet.transforms)
+    names = network_names()
+    if architecture not in names:
+        close = difflib.get_close_matches(architecture.lower(), names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "lenet, nin or any torchvision classifier"
+        raise UnknownNetworkError(f"unknown network {architecture!r}: {hint}")
+
+    models = torchvision_models()
+    if architecture == "nin":
+        imagenet = models.ResNet18_Weights.IMAGENET1K_V1
+        return Recipe("nin", Weights("pretrained", "none"), *_labels_and_preset(imagenet))
+    known = models.get_model_weights(architecture)
+    chosen = next((member for member in known if str(member) == weights), known.DEFAULT)
+    return Recipe(architecture, Weights("pretrained", str(chosen), chosen.url), *_labels_and_preset(chosen))
+
+
+class _PublishedWeights(Protocol):
+    """A member of torchvision's weights enums."""
+
+    meta: dict[str, Any]
+
+    def transforms(self) -> Callable[[Image.Image], Tensor]:
+        """Return the preprocessing that goes with the weights."""
+
+
+def _labels_and_preset(
+    weights: _PublishedWeights,
+) -> tuple[tuple[str, ...], Preset, Callable[[Image.Image], Tensor]]:
+    transforms = weights.transforms()
+    return tuple(weights.meta["categories"]), preset_of(transforms), transforms
+
+
+def _load_pretrained(recipe: Recipe, mirror: str | None, progress: Progress) -> LoadedNetwork:
+    if recipe.architecture == "nin":
+        raise WeightsUnavailableError("nin has no published torch weights")
+    if recipe.architecture == "lenet":
+        progress.stage("building")
+        if sha256_of(lenet.WEIGHTS_FILE) != lenet.WEIGHTS_SHA256:
+            raise WeightsError(f"{lenet.WEIGHTS_FILE} is damaged: its SHA-256 is not the recorded one")
+        module: nn.Module = lenet.LeNet()
+        checkpoint.fit_state_dict(
+            module, checkpoint.read_state_dict(lenet.WEIGHTS_FILE), origin=recipe.weights.name
+        )
+        return LoadedNetwork(recipe, module.eval())
+
+    cached = fetch_checkpoint(recipe.weights.url, mirror=mirror, progress=progress)
+    progress.stage("building")
+    # torchvision unpickles its downloads in full, and eight digits of a hash stop accidents, not a
+    # hostile mirror: what is not plain tensors ends here.
+    checkpoint.read_state_dict(cached.path)
+    models = torchvision_models()
+    weights = models.get_weight(recipe.weights.name)
+    module = models.get_model(recipe.architecture, weights=weights, progress=False)
+    loaded = replace(recipe, weights=replace(recipe.weights, sha256=cached.sha256))
+    return LoadedNetwork(loaded, module.eval())
+
+
+def _seed_of(weights: Weights) -> int:
+    """Return the seed in a name such as "seed 0"."""
+    word, _, number = weights.name.partition(" ")
+    if word != "seed" or not number.isdigit():
+        raise WeightsError(f"untrained weights need a name such as 'seed 0', not {weights.name!r}")
+    return int(number)
+
+
+def _build(recipe: Recipe, *, seed: int, auxiliary: bool = False) -> nn.Module:
+    """Return the network with seeded random numbers; the global random state is as it was."""
+    classes = len(recipe.labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if recipe.architecture == "lenet":
+            return lenet.LeNet(classes)
+        if recipe.architecture == "nin":
+            return NetworkInNetwork(classes)
+        options = _builder_options(recipe, auxiliary=auxiliary)
+        module = torchvision_models().get_model(
+            recipe.architecture, weights=None, num_classes=classes, **options
+        )
+        return cast("nn.Module", module)
+
+
+def _builder_options(recipe: Recipe, *, auxiliary: bool) -> dict[str, Any]:
+    """Return what some builders must be told so that untrained and pretrained compute alike."""
+    if recipe.architecture in {"googlenet", "inception_v3"}:
+        # As with their pretrained weights: input renormalised inside, no auxiliary heads unless the
+        # checkpoint has them.
+        return {"transform_input": True, "aux_logits": auxiliary, "init_weights": True}
+    if recipe.architecture.startswith("vit_"):
+        # A vision transformer's parameters depend on the size of its input.
+        return {"image_size": recipe.preset.crop_size}
+    return {}
