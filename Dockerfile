@@ -26,9 +26,11 @@ FROM installer AS package
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY proto proto
+COPY preprocessing preprocessing
 COPY server server
 COPY client client
 COPY export export
+COPY bench/vistazo_bench bench/vistazo_bench
 RUN PIP_PYTHON='' PIP_ONLY_BINARY='' pip wheel --no-deps --wheel-dir /package . \
     && pip install --no-deps /package/*.whl \
     && /opt/vistazo/bin/python -m compileall -q /opt/vistazo

@@ -12,11 +12,13 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test fuzz soak strangers bench gpu-check perf-analyzer check proto lock wheelhouse clean
+.PHONY: help install demo serve test test-slow test-python fuzz soak strangers bench gpu-check perf-analyzer docs docs-serve diagrams docs-picture check proto lock wheelhouse clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+##@ Start
 install: $(STAMP) ## Make the virtual environment with everything
 
 $(STAMP): pyproject.toml
@@ -31,8 +33,18 @@ demo: $(STAMP) ## From nothing to predictions: export, serve, classify, metrics
 serve: $(STAMP) ## Serve ./models on 127.0.0.1:8001
 	$(BIN)/vistazo serve --models models
 
-test: $(STAMP) ## The whole test suite
-	$(BIN)/python -m pytest
+##@ Test
+# Two tests at a time, each module's in one process; then, alone, those that load or time the machine.
+PYTEST := $(BIN)/python -m pytest --quiet
+test: $(STAMP) ## The tests, but for those that are slow by nature
+	$(PYTEST) -n 2 --dist loadscope -m "not slow and not serial"
+	$(PYTEST) -m "serial and not slow"
+
+test-slow: $(STAMP) ## Those: containers, a minute of soak, fuzzing, attacks, 100 reloads, perf_analyzer
+	$(PYTEST) -m slow
+
+test-python: ## The tests with another Python, in an environment of its own: PYTHON=python3.13
+	$(MAKE) --no-print-directory test VENV=.venv-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 SOAK_SECONDS ?= 600
 soak: $(STAMP) ## Good, bad, huge, cancelled and slow callers for ten minutes (SOAK_SECONDS)
@@ -45,6 +57,10 @@ strangers: $(STAMP) ## What a good caller waits beside each kind of bad one: a t
 fuzz: $(STAMP) ## 20,000 requests of strange and broken bytes at a real server (a few minutes)
 	FUZZ_CASES=20000 $(BIN)/python -m pytest -s tests/service/bad_input/test_fuzz.py
 
+perf-analyzer: $(STAMP) ## Fetch NVIDIA's load generator for the test that runs it
+	PYTHON=$(BIN)/python tests/interop/fetch_perf_analyzer.sh .perf_analyzer
+
+##@ Measure
 bench: $(STAMP) ## The standard benchmark set on ./models → bench/results.json (about 15 minutes)
 	$(BIN)/vistazo export lenet resnet18 alexnet vgg16 --models models --allow-untrained
 	$(BIN)/vistazo export lenet resnet18 alexnet vgg16 --models models --allow-untrained --precision int8
@@ -56,9 +72,22 @@ gpu-check: $(STAMP) ## Serve on CUDA: provider, parity with the CPU, throughput 
 	$(BIN)/vistazo export resnet18 alexnet vgg16 --models models/gpu --allow-untrained
 	$(BIN)/python -m vistazo_bench.gpu --models models/gpu --output bench/gpu.json
 
-perf-analyzer: $(STAMP) ## Fetch NVIDIA's load generator for the test that runs it
-	PYTHON=$(BIN)/python tests/interop/fetch_perf_analyzer.sh .perf_analyzer
+##@ Docs
+# Material prints an advertisement for its successor otherwise.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+docs: $(STAMP) ## Build the documentation → build/docs; a broken link or anchor fails it
+	$(MKDOCS) build --strict --clean
 
+docs-serve: $(STAMP) ## Show the documentation on 127.0.0.1:8000 while it is written
+	$(MKDOCS) serve --strict
+
+diagrams: ## Draw docs/diagrams/*.mmd anew; takes npm and Chromium
+	docs/diagrams/render.sh
+
+docs-picture: $(STAMP) ## Record the picture of the README: runs the demo
+	$(BIN)/python docs/pictures/record.py
+
+##@ Maintain
 check: $(STAMP) ## Lint, format, types, import rules, generated code up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

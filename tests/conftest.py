@@ -2,13 +2,21 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 
 from support.watchdog import MARKER, STALL_SECONDS, LoopWatchdog
+
+# `dev`, the default, tries fewer examples of each property, for whoever waits; CI tries all.
+hypothesis.settings.register_profile("dev", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +53,16 @@ def _interrupts_arrive():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
+    """support.exports.Exports: models that are exported once a session. Needs the extra `export`."""
+    from support.exports import Exports
+
+    root = tmp_path_factory.getbasetemp()
+    # Each of xdist's processes has its own folder in that of the session.
+    return Exports((root if worker_id == "master" else root.parent) / "exports")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -97,7 +97,13 @@ class Choices:
     help="Raw pixels of the model's own size, or JPEG files of 500×375.",
 )
 @click.option("--image", type=_path, help="Picture to send.  [default: a photograph of an installed package]")
-@click.option("--images-per-request", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option(
+    "--images-per-request",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Images that each request carries.",
+)
 @click.option(
     "--duration",
     type=_positive,
@@ -114,7 +120,13 @@ class Choices:
     metavar="SECONDS",
     help="Load before each segment, which does not count.",
 )
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    help="How often the segments are repeated; each figure is the median of the rounds.",
+)
 @click.option(
     "--channels",
     type=click.IntRange(1, 64),

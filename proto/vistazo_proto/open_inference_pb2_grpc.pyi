@@ -62,14 +62,24 @@ class GRPCInferenceServiceStub:
     RepositoryModelUnload: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]
     """Stops serving a model once its requests are answered."""
     SystemSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]
-    """Declared, so that tools find them; answered UNIMPLEMENTED."""
+    """The RPCs below are declared, so that tools find them, and answered UNIMPLEMENTED.
+
+    Not implemented: which regions of system shared memory are registered.
+    """
     SystemSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]
+    """Not implemented: registers a region of system shared memory."""
     SystemSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]
+    """Not implemented: forgets a region of system shared memory."""
     CudaSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryStatusRequest, _open_inference_pb2.CudaSharedMemoryStatusResponse]
+    """Not implemented: which regions of CUDA memory are registered."""
     CudaSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryRegisterRequest, _open_inference_pb2.CudaSharedMemoryRegisterResponse]
+    """Not implemented: registers a region of CUDA memory."""
     CudaSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryUnregisterRequest, _open_inference_pb2.CudaSharedMemoryUnregisterResponse]
+    """Not implemented: forgets a region of CUDA memory."""
     TraceSetting: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]
+    """Not implemented: reads or changes what Triton traces. Vistazo's traces are OpenTelemetry's."""
     LogSettings: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]
+    """Not implemented: reads or changes what Triton logs."""
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
@@ -101,14 +111,24 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     RepositoryModelUnload: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]  # type: ignore[assignment]
     """Stops serving a model once its requests are answered."""
     SystemSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]  # type: ignore[assignment]
-    """Declared, so that tools find them; answered UNIMPLEMENTED."""
+    """The RPCs below are declared, so that tools find them, and answered UNIMPLEMENTED.
+
+    Not implemented: which regions of system shared memory are registered.
+    """
     SystemSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]  # type: ignore[assignment]
+    """Not implemented: registers a region of system shared memory."""
     SystemSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]  # type: ignore[assignment]
+    """Not implemented: forgets a region of system shared memory."""
     CudaSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryStatusRequest, _open_inference_pb2.CudaSharedMemoryStatusResponse]  # type: ignore[assignment]
+    """Not implemented: which regions of CUDA memory are registered."""
     CudaSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryRegisterRequest, _open_inference_pb2.CudaSharedMemoryRegisterResponse]  # type: ignore[assignment]
+    """Not implemented: registers a region of CUDA memory."""
     CudaSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryUnregisterRequest, _open_inference_pb2.CudaSharedMemoryUnregisterResponse]  # type: ignore[assignment]
+    """Not implemented: forgets a region of CUDA memory."""
     TraceSetting: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]  # type: ignore[assignment]
+    """Not implemented: reads or changes what Triton traces. Vistazo's traces are OpenTelemetry's."""
     LogSettings: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]  # type: ignore[assignment]
+    """Not implemented: reads or changes what Triton logs."""
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -215,55 +235,65 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.SystemSharedMemoryStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryStatusResponse]]:
-        """Declared, so that tools find them; answered UNIMPLEMENTED."""
+        """The RPCs below are declared, so that tools find them, and answered UNIMPLEMENTED.
+
+        Not implemented: which regions of system shared memory are registered.
+        """
 
     @_abc_1.abstractmethod
     def SystemSharedMemoryRegister(
         self,
         request: _open_inference_pb2.SystemSharedMemoryRegisterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryRegisterResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryRegisterResponse]]:
+        """Not implemented: registers a region of system shared memory."""
 
     @_abc_1.abstractmethod
     def SystemSharedMemoryUnregister(
         self,
         request: _open_inference_pb2.SystemSharedMemoryUnregisterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryUnregisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryUnregisterResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryUnregisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryUnregisterResponse]]:
+        """Not implemented: forgets a region of system shared memory."""
 
     @_abc_1.abstractmethod
     def CudaSharedMemoryStatus(
         self,
         request: _open_inference_pb2.CudaSharedMemoryStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryStatusResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryStatusResponse]]:
+        """Not implemented: which regions of CUDA memory are registered."""
 
     @_abc_1.abstractmethod
     def CudaSharedMemoryRegister(
         self,
         request: _open_inference_pb2.CudaSharedMemoryRegisterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryRegisterResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryRegisterResponse]]:
+        """Not implemented: registers a region of CUDA memory."""
 
     @_abc_1.abstractmethod
     def CudaSharedMemoryUnregister(
         self,
         request: _open_inference_pb2.CudaSharedMemoryUnregisterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryUnregisterResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryUnregisterResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryUnregisterResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryUnregisterResponse]]:
+        """Not implemented: forgets a region of CUDA memory."""
 
     @_abc_1.abstractmethod
     def TraceSetting(
         self,
         request: _open_inference_pb2.TraceSettingRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.TraceSettingResponse, _abc.Awaitable[_open_inference_pb2.TraceSettingResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.TraceSettingResponse, _abc.Awaitable[_open_inference_pb2.TraceSettingResponse]]:
+        """Not implemented: reads or changes what Triton traces. Vistazo's traces are OpenTelemetry's."""
 
     @_abc_1.abstractmethod
     def LogSettings(
         self,
         request: _open_inference_pb2.LogSettingsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.LogSettingsResponse, _abc.Awaitable[_open_inference_pb2.LogSettingsResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.LogSettingsResponse, _abc.Awaitable[_open_inference_pb2.LogSettingsResponse]]:
+        """Not implemented: reads or changes what Triton logs."""
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,6 +20,8 @@ from vistazo_bench.measuring.load import (
 )
 from vistazo_bench.measuring.records import NO_PUSHBACK, summarize_closed, summarize_open
 
+pytestmark = pytest.mark.serial
+
 
 def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process():
     arrivals = poisson_arrivals(200.0, 100.0, seed=1)

@@ -207,6 +207,13 @@ def start_server(
 
 
 @pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is tried again be so at once, for tests of what comes of it in the end."""
+    monkeypatch.setattr("vistazo_client._retry.FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("vistazo_client._retry.LAST_BACKOFF_SECONDS", 0.01)
+
+
+@pytest.fixture
 def server() -> Iterator[FakeServer]:
     running, fake = start_server("127.0.0.1:0")
     yield fake

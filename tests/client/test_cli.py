@@ -13,6 +13,8 @@ from click.testing import CliRunner
 import vistazo_client
 from vistazo_client.cli import main
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
 VISTAZO = [sys.executable, "-c", "from vistazo_client.cli import main; main(prog_name='vistazo')"]
 
 

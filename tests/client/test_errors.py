@@ -24,6 +24,8 @@ from vistazo_client import (
 )
 from vistazo_client.errors import MAX_MESSAGE_CHARACTERS
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
 Code = grpc.StatusCode
 
 # What the server's ServingErrors and its proxies answer with.

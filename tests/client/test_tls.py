@@ -15,6 +15,8 @@ from vistazo_client import (
 )
 from vistazo_client.cli import main
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:

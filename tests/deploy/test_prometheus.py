@@ -113,7 +113,7 @@ def test_every_alert_has_all_that_an_operator_needs():
     for alert in rules("alert"):
         assert alert["labels"]["severity"] in ("warning", "critical")
         assert set(alert["annotations"]) == {"summary", "description", "runbook"}
-        assert alert["annotations"]["runbook"] == f"docs/operations.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook"] == f"docs/run/monitoring.md#{alert['alert'].lower()}"
 
 
 def test_every_alert_fires_in_a_test_and_keeps_quiet_in_another():

@@ -20,6 +20,7 @@ from vistazo_client import TLS, AuthenticationError, Client, UnavailableError
 pytest.importorskip("sklearn", reason="scikit-learn, which has the digits, is not installed")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(missing()), reason=f"the deployment's tests did not run: {missing()}"),
 ]

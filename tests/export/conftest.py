@@ -9,8 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from support.exports import Exports
 from vistazo_export.cli import export_command, import_command, verify_command
-from vistazo_export.exporter import ExportRequest, export_model
+from vistazo_export.exporter import ExportRequest
 
 # Small, so that each costs seconds: the embedded one, ours, and one of torchvision's.
 NETWORKS = {"lenet": "pretrained", "nin": "untrained", "squeezenet1_1": "untrained"}
@@ -19,11 +20,11 @@ MAX_BATCH_SIZE = 5
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, exports: Exports) -> Path:
     """A repository with all of NETWORKS. Not to be changed: take `repository` for that."""
     folder = tmp_path_factory.mktemp("exported") / "models"
     for architecture, weights in NETWORKS.items():
-        export_model(ExportRequest(architecture, folder, weights=weights, max_batch_size=MAX_BATCH_SIZE))
+        exports.put(ExportRequest(architecture, folder, weights=weights, max_batch_size=MAX_BATCH_SIZE))
     return folder
 
 

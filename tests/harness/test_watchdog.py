@@ -41,7 +41,7 @@ def test_a_task_that_holds_the_loop_is_named():
     (stall,) = stalls_of(greedy)
 
     assert "greedy" in stall
-    assert float(stall.split()[0]) >= HELD * 1000
+    assert float(stall.split()[0]) >= (HELD - LIMIT / 10) * 1000  # which is as well as it is known
 
 
 def test_a_plain_callback_that_holds_the_loop_is_named():

@@ -1,5 +1,6 @@
 """The onnx package's classification networks, which nobody here made, against ONNX Runtime run directly."""
 
+import functools
 import io
 
 import numpy as np
@@ -13,14 +14,20 @@ from support.onnx_zoo import LIGHT, LIGHT_NAMES
 pytestmark = pytest.mark.parametrize("name", LIGHT_NAMES)
 
 
-@pytest.fixture
-def session(name):
+@functools.cache
+def session_of(name):
+    """Return a session of the bare graph; making one of VGG-19 takes seconds."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(
         LIGHT / f"light_{name}.onnx", options, providers=["CPUExecutionProvider"]
     )
+
+
+@pytest.fixture
+def session(name):
+    return session_of(name)
 
 
 def test_the_answer_is_onnx_runtimes_own(client, tensor, session, name):

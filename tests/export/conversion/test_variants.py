@@ -13,6 +13,7 @@ from click.testing import Result
 from google.protobuf import json_format
 from PIL import Image
 
+from support.exports import Exports
 from vistazo_export.checks import parity
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.conversion import calibration
@@ -31,7 +32,7 @@ EditManifest = Callable[[Callable[[dict], object]], None]
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def variants(tmp_path_factory: pytest.TempPathFactory, exports: Exports) -> Path:
     """A repository with all of VARIANTS. Not to be changed: take `lenet_int8` for that."""
     folder = tmp_path_factory.mktemp("variants") / "models"
     photographs = tmp_path_factory.mktemp("photographs")
@@ -47,7 +48,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
             calibration=photographs if precision == "int8" and architecture != "lenet" else None,
             max_batch_size=MAX_BATCH_SIZE,
         )
-        export_model(request)
+        exports.put(request)
     return folder
 
 

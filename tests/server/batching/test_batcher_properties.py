@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.engine import FakeEngine, sample
+from support.examples import examples
 from vistazo_server.batching.batch import Answer, Ran
 from vistazo_server.batching.batcher import DynamicBatcher
 from vistazo_server.batching.device import DeviceScheduler
@@ -118,7 +119,7 @@ plays = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(play=plays)
 def test_every_request_ends_exactly_once_with_its_own_rows_or_an_honest_error(play):
     with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
@@ -226,7 +227,7 @@ def _check(play: Play, engine: ChangingEngine, calls: list, told: _Told) -> None
     assert all(ran.count(value) <= (2 if play.poisoned else 1) for value in ran)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     cancel_at=st.integers(0, 60),
     who=st.integers(0, 5),

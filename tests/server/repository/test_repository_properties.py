@@ -10,6 +10,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from support.examples import examples
 from support.fake_models import FakeModels, Told
 from support.serving import until
 from support.tiny import tiny_model, write_files, write_model
@@ -35,7 +36,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(steps=steps, policy=st.sampled_from(["latest:1", "latest:2", "all", "1,3"]))
 @example(steps=[("publish", 2, 10.0), ("hold",), ("look", 2), ("break", 2), ("look", 2)], policy="latest:1")
 def test_what_is_whole_serves_and_what_fails_takes_nothing_away(steps, policy):

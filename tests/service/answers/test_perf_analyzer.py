@@ -18,6 +18,7 @@ BINARY = FOLDER / "bin" / "perf_analyzer"
 SECONDS = 100
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         not BINARY.exists(),
         reason=f"no perf_analyzer on this {platform.system()}; `make perf-analyzer` fetches it",

@@ -17,12 +17,12 @@ if find_spec("sklearn") is None:
 
 
 @pytest.fixture(scope="module")
-def lenet_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lenet_repository(tmp_path_factory: pytest.TempPathFactory, exports) -> Path:
     """A repository with lenet and its embedded weights."""
-    from vistazo_export.exporter import ExportRequest, export_model
+    from vistazo_export.exporter import ExportRequest
 
     repository = tmp_path_factory.mktemp("exported") / "models"
-    export_model(ExportRequest("lenet", repository, max_batch_size=16))
+    exports.put(ExportRequest("lenet", repository, max_batch_size=16))
     return repository
 
 

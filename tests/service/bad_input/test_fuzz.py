@@ -23,6 +23,8 @@ from vistazo_proto import classification_pb2 as cls
 from vistazo_proto import open_inference_pb2 as pb
 from vistazo_server.engine.tensors import DTYPES
 
+pytestmark = pytest.mark.slow
+
 CASES = int(os.environ.get("FUZZ_CASES", "2000"))
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -11,6 +11,8 @@ import pytest
 from strangers.attacks import ATTACKS
 from strangers.trial import Arena, Trial, arena
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 2.0
 """Of each attack."""
 RATE = 25.0

@@ -21,6 +21,8 @@ from support.process import PATIENCE_SECONDS, ServerProcess, server_process, vis
 from support.tiny import plain, tiny_model, write_model
 from vistazo_client import Client, DeadlineExceededError
 
+pytestmark = pytest.mark.serial
+
 RED = plain(200, 10, 10)
 STOP_SECONDS = 5.0
 HOUR = 3600
