@@ -84,8 +84,9 @@ docs-serve: $(STAMP) ## Show the documentation on 127.0.0.1:8000 while it is wri
 diagrams: ## Draw docs/diagrams/*.mmd anew; takes npm and Chromium
 	docs/diagrams/render.sh
 
-docs-picture: $(STAMP) ## Record the picture of the README: runs the demo
+docs-picture: $(STAMP) ## Record the pictures of terminals: runs the demo, and a first try
 	$(BIN)/python docs/pictures/record.py
+	$(BIN)/python docs/pictures/terminal.py
 
 ##@ Maintain
 check: $(STAMP) ## Lint, format, types, import rules, generated code up to date

@@ -56,21 +56,21 @@ _MOVES: Final = re.compile(r"\x1b\[\??[\d;]*[A-HJKSTfhlnsu]|\x1b\][^\x07]*\x07")
 def main() -> int:
     """Run the demo, and write the picture."""
     with tempfile.TemporaryDirectory() as folder:
-        output = run([sys.executable, str(ROOT / "tests" / "e2e" / "demo.py")], Path(folder))
-    PICTURE.write_text(picture(output), encoding="utf-8")
+        output = run([sys.executable, str(ROOT / "tests" / "e2e" / "demo.py")], Path(folder), WIDTH)
+    PICTURE.write_text(picture(shown(output), "make demo", "demo", WIDTH), encoding="utf-8")
     return 0
 
 
-def picture(output: str) -> str:
-    """Return an SVG of the beginning of each step."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO())
-    for line in shown(output):
+def picture(lines: list[str], title: str, name: str, width: int) -> str:
+    """Return an SVG of a terminal with these lines; `name` begins the names inside it."""
+    console = Console(record=True, width=width, file=io.StringIO())
+    for line in lines:
         console.print(Text.from_ansi(line, no_wrap=True, overflow="ellipsis"))
-    svg = console.export_svg(title="make demo", theme=MONOKAI, code_format=SVG, unique_id="demo")
+    svg = console.export_svg(title=title, theme=MONOKAI, code_format=SVG, unique_id=name)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
-def run(command: list[str], folder: Path) -> str:
+def run(command: list[str], folder: Path, width: int) -> str:
     """Return what `command` prints on a terminal; RuntimeError when it fails."""
     chunks: list[bytes] = []
 
@@ -78,7 +78,7 @@ def run(command: list[str], folder: Path) -> str:
         chunks.append(os.read(descriptor, 65536))
         return chunks[-1]
 
-    os.environ.update(COLUMNS=str(WIDTH), LINES="50", TERM="xterm-256color", COLORTERM="truecolor")
+    os.environ.update(COLUMNS=str(width), LINES="50", TERM="xterm-256color", COLORTERM="truecolor")
     os.chdir(folder)
     status = os.waitstatus_to_exitcode(pty.spawn(command, keep))
     if status != 0:
@@ -87,17 +87,24 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def shown(output: str) -> list[str]:
-    """Return the beginning and the end of each step, without what progress bars overwrote."""
+    """Return the beginning and the end of each step."""
     steps: list[list[str]] = [["$ make demo"]]
-    for raw in output.replace("\r\n", "\n").split("\n"):
-        last = raw.rstrip("\r").rsplit("\r", 1)[-1]
-        if _UP in last:
-            steps[-1].pop()
-        line = _MOVES.sub("", last)
+    for line in left_standing(output):
         if _STEP.match(line):
             steps.append([])
         steps[-1].append(line)
     return [line for step in steps for line in _shortened(step)]
+
+
+def left_standing(output: str) -> list[str]:
+    """Return the lines that a terminal shows in the end, without what progress bars overwrote."""
+    lines: list[str] = []
+    for raw in output.replace("\r\n", "\n").split("\n"):
+        last = raw.rstrip("\r").rsplit("\r", 1)[-1]
+        if _UP in last:
+            lines.pop()
+        lines.append(_MOVES.sub("", last))
+    return lines
 
 
 def _shortened(step: list[str]) -> list[str]:

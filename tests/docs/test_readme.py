@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from support.documents import README, ROOT, blocks, name_of, text_of
+from support.documents import PAGES, README, ROOT, blocks, commands, name_of, text_of
 from support.serving import serving
 from support.tiny import write_model
 
@@ -92,6 +92,31 @@ def test_the_figures_are_those_that_were_measured(monkeypatch):
 
     assert shown
     assert set(shown) <= measured
+
+
+def test_how_many_figures_met_their_target_is_said():
+    figures = json.loads((ROOT / "bench" / "results.json").read_text(encoding="utf-8"))["figures"]
+
+    assert f"Of {len(figures)} figures, {sum(figure['met'] for figure in figures)} met their target" in TEXT
+
+
+def test_the_machine_is_the_one_that_was_measured():
+    machine = json.loads((ROOT / "bench" / "results.json").read_text(encoding="utf-8"))["machine"]
+    runtime = ".".join(machine["versions"]["onnxruntime"].split(".")[:2])
+
+    assert f"{machine['cores']} shared cores ({machine['cpu']}) with ONNX Runtime {runtime}." in TEXT
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name in ("guides", "run", "how")], ids=name_of
+)
+def test_every_page_that_explains_something_is_one_click_away(page):
+    assert f"]({name_of(page)})" in TEXT
+
+
+@pytest.mark.parametrize("target", ["test", "test-slow", "test-python", "demo", "bench", "docs"])
+def test_the_commands_to_begin_with_are_shown(target):
+    assert any(line.split()[:2] == ["make", target] for line in commands(README))
 
 
 @pytest.mark.parametrize("document", WITH_EXAMPLE, ids=name_of)

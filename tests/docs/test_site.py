@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from support.documents import ROOT, name_of
+from support.documents import DOCUMENTS, ROOT, name_of, text_of
 
 DIAGRAMS = sorted((ROOT / "docs" / "diagrams").glob("*.mmd"))
 PICTURES = sorted((ROOT / "docs").rglob("*.svg"))
@@ -78,7 +78,7 @@ def test_every_diagram_is_drawn_from_its_text(diagram):
 
 
 def test_every_picture_is_shown():
-    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
+    pages = "".join(map(text_of, DOCUMENTS))
 
     assert [picture.name for picture in PICTURES if picture.name not in pages] == []
 
