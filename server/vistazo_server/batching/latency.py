@@ -104,7 +104,7 @@ class LatencyModel:
         table[batch_size] = seconds
         at = bisect.bisect_left(sizes, batch_size)
         for size in sizes[:at]:
-            if table[size] > seconds:
+            if table[size] > seconds:  # noqa: PLR1730  to call min for all of them takes longer than the rest
                 table[size] = seconds
         for size in sizes[at + 1 :]:
             entry, most = table[size], seconds * size / batch_size
