@@ -15,8 +15,6 @@ from support.tiny import write_model
 from vistazo_bench.cli import bench_command
 from vistazo_bench.standard.int8 import held_out_digits
 
-pytestmark = pytest.mark.serial
-
 RUN = "from vistazo_bench.cli import bench_command; bench_command()"
 
 

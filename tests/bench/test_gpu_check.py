@@ -13,8 +13,6 @@ from vistazo_bench import gpu
 from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.serving import serving
 
-pytestmark = pytest.mark.serial
-
 
 def gpu_check(*options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

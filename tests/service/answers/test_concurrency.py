@@ -13,8 +13,6 @@ from support.serving import PATIENCE_SECONDS, Serving, encoded, raw, serving, un
 from support.tiny import LABELS, plain, tiny_model, write_model
 from vistazo_proto import classification_pb2 as pb
 
-pytestmark = pytest.mark.serial
-
 REQUESTS = 1000
 CALLERS = 32
 CANCELLED_SHARE = 0.05

@@ -158,6 +158,11 @@ async def swap(models: Path, server: ServerProcess, callers: Callers) -> Held:
     return held
 
 
+def unloaded(server: ServerProcess) -> int:
+    """Return how many versions have ended, by the server's log."""
+    return sum(line["event"] == "model_unloaded" for line in list(server.log))
+
+
 @pytest.mark.timeout(300)  # 25 s on two idle cores
 async def test_a_hundred_swaps_under_load_lose_no_request_and_no_memory(models):
     shutil.rmtree(models / "tiny")
@@ -175,6 +180,8 @@ async def test_a_hundred_swaps_under_load_lose_no_request_and_no_memory(models):
                 try:
                     await until(lambda: callers.answered[1] > CALLERS)
                     held = await swap(models, server, callers)
+                    # The last but one ends after its successor's first answer, and a stop would not wait.
+                    await until(lambda: unloaded(server) == SWAPS, what="the end of the last but one")
                 finally:
                     callers.ended = True
         server.terminate()
