@@ -34,14 +34,13 @@ serve: $(STAMP) ## Serve ./models on 127.0.0.1:8001
 	$(BIN)/vistazo serve --models models
 
 ##@ Test
-# Two tests at a time, each module's in one process; then, alone, those that load or time the machine.
 PYTEST := $(BIN)/python -m pytest --quiet
-test: $(STAMP) ## The tests, but for those that are slow by nature
-	$(PYTEST) -n 2 --dist loadscope -m "not slow and not serial"
-	$(PYTEST) -m "serial and not slow"
+# Two tests at a time, each module's in one process. OpenMP's threads of both would wait for one another by turning.
+test: $(STAMP) ## The tests, but for those that are slow by nature or have to run alone
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope -m "not slow and not serial"
 
-test-slow: $(STAMP) ## Those: containers, a minute of soak, fuzzing, attacks, 100 reloads, perf_analyzer
-	$(PYTEST) -m slow
+test-slow: $(STAMP) ## Those: containers, a minute of soak, fuzzing, attacks, 100 reloads, perf_analyzer, load
+	$(PYTEST) -m "slow or serial"
 
 test-python: ## The tests with another Python, in an environment of its own: PYTHON=python3.13
 	$(MAKE) --no-print-directory test VENV=.venv-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
