@@ -62,7 +62,8 @@ _max_batch = click.option(
     "--labels",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Class labels, one per line; their number sets the network's number of classes.",
+    help="Class labels: one per line, numbered, JSON, or with WordNet ids; their number sets the network's "
+    "number of classes.",
 )
 @click.option("--name", metavar="NAME", default="", help="Name in the repository, if not the network's.")
 @_weights_mirror
@@ -157,7 +158,10 @@ def export_command(
     "preprocessing fields.",
 )
 @click.option(
-    "--labels", metavar="imagenet|FILE", default="", help="Class labels, one per line; by default numbers."
+    "--labels",
+    metavar="imagenet|FILE",
+    default="",
+    help="Class labels: one per line, numbered, JSON, or with WordNet ids; by default numbers.",
 )
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Of the input.")
 @click.option(

@@ -13,8 +13,8 @@ from vistazo_export.conversion.onnx_export import check_onnx, write_onnx
 from vistazo_export.errors import ExportError, RepositoryError, WeightsUnavailableError
 from vistazo_export.foreign.imported import check_external_files
 from vistazo_export.networks import zoo
-from vistazo_export.networks.checkpoint import read_labels
 from vistazo_export.networks.download import sha256_of
+from vistazo_export.networks.labels import read_labels
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import (
@@ -89,7 +89,7 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
     name = request.model_name
     check_name(name)
     progress.stage("resolving")
-    labels = None if request.labels is None else read_labels(request.labels)
+    labels = None if request.labels is None else read_labels(request.labels, progress)
     recipe = zoo.resolve(request.architecture, request.weights, labels)
     calibration = _calibration(request, recipe)
     newest = newest_version(request.repository, name)

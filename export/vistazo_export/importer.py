@@ -24,8 +24,8 @@ from vistazo_export.foreign.image_input import (
 from vistazo_export.foreign.imported import batch_limit, image_feeds, is_batched, random_feeds, run_graph
 from vistazo_export.foreign.interface import OnnxInterface, check_model, read_interface
 from vistazo_export.foreign.scores import scores_output
-from vistazo_export.networks.checkpoint import read_labels
 from vistazo_export.networks.download import sha256_of
+from vistazo_export.networks.labels import read_labels
 from vistazo_export.networks.zoo import torchvision_models
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
@@ -72,7 +72,7 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
     progress.stage("reading")
     interface = read_interface(request.model)
     manifest = _plan(request, interface)
-    labels = _labels(request.labels)
+    labels = _labels(request.labels, progress)
     newest = newest_version(request.repository, request.name)
     with repo.staging(request.repository, request.name) as staged:
         progress.stage("copying")
@@ -130,11 +130,11 @@ def _plan(request: ImportRequest, interface: OnnxInterface) -> ModelManifest:
     return manifest
 
 
-def _labels(choice: str) -> tuple[str, ...]:
+def _labels(choice: str, progress: Progress) -> tuple[str, ...]:
     """Return the labels that the user chose; none where nothing was said."""
     if choice == IMAGENET:
         return tuple(torchvision_models().ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
-    return read_labels(Path(choice)) if choice else ()
+    return read_labels(Path(choice), progress) if choice else ()
 
 
 def _copy(source: Path, interface: OnnxInterface, folder: Path, manifest: ModelManifest) -> None:

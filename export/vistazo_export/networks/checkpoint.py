@@ -1,4 +1,4 @@
-"""A user's own weights: reading the file, the labels beside it, and fitting keys to a network."""
+"""A user's own weights: reading the file and fitting its keys to a network."""
 
 import pickle
 import warnings
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vistazo_export.errors import LabelsError, WeightsError
+from vistazo_export.errors import WeightsError
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts file the state dict inside a checkpoint."""
@@ -18,30 +18,6 @@ PREFIXES = ("module.", "backbone.", "model.")
 
 MOST_NAMED = 5
 """Keys of each kind that an error names before it only counts."""
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the labels in the UTF-8 file at `path`, one per line, in class order.
-
-    Raises LabelsError where it cannot be read, is empty or has a blank line before its end, since a
-    blank label would be shown to people. Two classes may share a label; ImageNet has such pairs.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise LabelsError(f"cannot read the labels file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise LabelsError(f"the labels file {path} is not UTF-8 text") from error
-    labels = [line.strip() for line in lines]
-    while labels and not labels[-1]:
-        labels.pop()
-    if not labels:
-        raise LabelsError(f"the labels file {path} is empty; it needs one label per line")
-    if "" in labels:
-        raise LabelsError(
-            f"line {labels.index('') + 1} of the labels file {path} is blank; each line is a class"
-        )
-    return tuple(labels)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vistazo_export.errors import LabelsError, WeightsError
-from vistazo_export.networks.checkpoint import fit_state_dict, read_labels, read_state_dict
+from vistazo_export.errors import WeightsError
+from vistazo_export.networks.checkpoint import fit_state_dict, read_state_dict
 from vistazo_export.networks.lenet import LeNet
 
 
@@ -128,30 +128,3 @@ def test_a_network_that_weights_do_not_fit_is_left_as_it_was():
         fit_state_dict(network, LeNet(3).state_dict(), origin="w.pth")
 
     assert torch.equal(network.features[0].weight, before)
-
-
-def test_labels_are_read_in_order_without_the_line_ends(tmp_path: Path):
-    (tmp_path / "labels.txt").write_bytes("\ufeffcat\r\ndog \r\npájaro\r\n\r\n".encode())
-
-    assert read_labels(tmp_path / "labels.txt") == ("cat", "dog", "pájaro")
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"", "is empty"),
-        (b"\n\n", "is empty"),
-        (b"cat\n\ndog\n", "line 2 .* is blank"),
-        (b"\xff\xfe", "not UTF-8"),
-    ],
-)
-def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: bytes, complaint: str):
-    (tmp_path / "labels.txt").write_bytes(content)
-
-    with pytest.raises(LabelsError, match=complaint):
-        read_labels(tmp_path / "labels.txt")
-
-
-def test_a_missing_labels_file_is_named(tmp_path: Path):
-    with pytest.raises(LabelsError, match=r"cannot read the labels file .*gone\.txt: No such file"):
-        read_labels(tmp_path / "gone.txt")
