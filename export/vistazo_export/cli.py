@@ -4,6 +4,7 @@ All join the `vistazo` command as plug-ins, so this module imports without torch
 first model.
 """
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ import click
 
 from vistazo_export.errors import ExportError
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
+PUBLISHED = re.compile(r"\w+_Weights\.\w+")
+"""Names of torchvision's published weights."""
 
 # 128 + 15, as a shell reports a process that SIGTERM ended.
 TERMINATED = 143
@@ -56,7 +58,26 @@ _max_batch = click.option(
     default="pretrained",
     show_default=True,
     help="The published weights; seeded random numbers; published ones by their full name, such as "
-    "ResNet50_Weights.IMAGENET1K_V1; or a state dict in a .safetensors, .pth or .pt file.",
+    "ResNet50_Weights.IMAGENET1K_V1; or a file with a state dict: safetensors, or what torch.save wrote.",
+)
+@click.option(
+    "--state-dict-key",
+    metavar="KEY",
+    default="",
+    help="Of a weights file: which state dict in it to take, such as ema; by default the one that fits.",
+)
+@click.option(
+    "--ignore-keys",
+    metavar="PATTERN",
+    multiple=True,
+    help="Of a weights file: keys that play no part in inference, such as 'aux_head.*'. May be given again.",
+)
+@click.option(
+    "--builder",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Of a weights file: an option of torchvision's builder that the file does not tell, such as "
+    "transform_input=false. May be given again.",
 )
 @click.option(
     "--labels",
@@ -93,6 +114,9 @@ def export_command(
     models: tuple[str, ...],
     repository: Path,
     weights: str,
+    state_dict_key: str,
+    ignore_keys: tuple[str, ...],
+    builder: tuple[str, ...],
     labels: Path | None,
     name: str,
     weights_mirror: str | None,
@@ -107,13 +131,18 @@ def export_command(
     MODEL is lenet, nin or any torchvision classification network, such as resnet18, alexnet or vgg16.
     A new version appears only after all its checks have passed, and only where something changed.
     """
-    if len(models) > 1 and (name or labels or weights.endswith(WEIGHTS_SUFFIXES)):
+    of_a_file = bool(state_dict_key or ignore_keys or builder)
+    if of_a_file and (weights in {"pretrained", "untrained"} or PUBLISHED.fullmatch(weights)):
+        raise click.UsageError("--state-dict-key, --ignore-keys and --builder go with --weights FILE")
+    if len(models) > 1 and (name or labels or of_a_file or _is_file(weights)):
         raise click.UsageError("--name, --labels and a weights file go with a single MODEL")
+    options = tuple(sorted(map(_key_and_value, builder)))
     if calibration and precision != "int8":
         raise click.UsageError("--calibration goes with --precision int8")
 
     # torch takes seconds to import; --help and usage errors do without.
     from vistazo_export.exporter import ExportRequest, export_model  # noqa: PLC0415
+    from vistazo_export.networks.zoo import CheckpointOptions  # noqa: PLC0415
     from vistazo_export.report import Report  # noqa: PLC0415
 
     report = Report()
@@ -126,6 +155,7 @@ def export_command(
                 repository=repository,
                 name=name,
                 weights=weights,
+                checkpoint=CheckpointOptions(state_dict_key, ignore_keys, options),
                 labels=labels,
                 weights_mirror=weights_mirror,
                 allow_untrained=allow_untrained,
@@ -223,6 +253,18 @@ def import_command(
     report.show()
     if report.failures:
         raise click.exceptions.Exit(1)
+
+
+def _is_file(weights: str) -> bool:
+    """Say whether --weights means a file, there or not."""
+    return weights not in {"pretrained", "untrained"} and not PUBLISHED.fullmatch(weights)
+
+
+def _key_and_value(option: str) -> tuple[str, str]:
+    key, equals, value = option.partition("=")
+    if not (equals and key.isidentifier() and value):
+        raise click.BadParameter(f"{option!r} is not such as transform_input=false", param_hint="--builder")
+    return key, value
 
 
 def _edges(size: str) -> tuple[int, int] | None:

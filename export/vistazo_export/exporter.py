@@ -40,6 +40,8 @@ class ExportRequest:
     """Folder in the repository; by default the architecture, with the precision where that is not fp32."""
     weights: str = "pretrained"
     """As `zoo.resolve` takes it."""
+    checkpoint: zoo.CheckpointOptions = zoo.NOTHING_SAID
+    """Of a weights file."""
     labels: Path | None = None
     weights_mirror: str | None = None
     allow_untrained: bool = False
@@ -90,7 +92,7 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
     check_name(name)
     progress.stage("resolving")
     labels = None if request.labels is None else read_labels(request.labels, progress)
-    recipe = zoo.resolve(request.architecture, request.weights, labels)
+    recipe = zoo.resolve(request.architecture, request.weights, labels, options=request.checkpoint)
     calibration = _calibration(request, recipe)
     newest = newest_version(request.repository, name)
 

@@ -111,7 +111,7 @@ class Output(_message.Message):
     def __init__(self, tensor: _Optional[str] = ..., kind: _Optional[_Union[Output.Kind, str]] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Weights(_message.Message):
-    __slots__ = ("source", "name", "url", "sha256")
+    __slots__ = ("source", "name", "url", "sha256", "state_dict_key", "ignored_keys", "builder")
     class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         SOURCE_UNSPECIFIED: _ClassVar[Weights.Source]
@@ -124,15 +124,28 @@ class Weights(_message.Message):
     CHECKPOINT: Weights.Source
     UNTRAINED: Weights.Source
     IMPORTED: Weights.Source
+    class BuilderEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    STATE_DICT_KEY_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_KEYS_FIELD_NUMBER: _ClassVar[int]
+    BUILDER_FIELD_NUMBER: _ClassVar[int]
     source: Weights.Source
     name: str
     url: str
     sha256: str
-    def __init__(self, source: _Optional[_Union[Weights.Source, str]] = ..., name: _Optional[str] = ..., url: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
+    state_dict_key: str
+    ignored_keys: _containers.RepeatedScalarFieldContainer[str]
+    builder: _containers.ScalarMap[str, str]
+    def __init__(self, source: _Optional[_Union[Weights.Source, str]] = ..., name: _Optional[str] = ..., url: _Optional[str] = ..., sha256: _Optional[str] = ..., state_dict_key: _Optional[str] = ..., ignored_keys: _Optional[_Iterable[str]] = ..., builder: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ExternalFile(_message.Message):
     __slots__ = ("path", "bytes", "sha256")

@@ -1,30 +1,51 @@
 """A user's own weights: reading the file and fitting its keys to a network."""
 
 import pickle
+import struct
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vistazo_export.errors import WeightsError
+from vistazo_export.networks import state_dict
+from vistazo_export.networks.state_dict import Reading
+from vistazo_export.networks.torch_files import (
+    ONNX_WAY,
+    SAVE_AGAIN,
+    Contents,
+    in_memory,
+    read_torch_file,
+)
+from vistazo_export.networks.unpickling import Global, Node, as_mapping, everything_in
+from vistazo_export.progress import SILENT, Progress
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts file the state dict inside a checkpoint."""
 
-PREFIXES = ("module.", "backbone.", "model.")
-"""What wrappers put before each key: DataParallel, detection code, Lightning."""
+OTHER_FILES = (
+    (b"\x89HDF", "an HDF5 file, as Keras writes: convert it with tf2onnx, then `vistazo import`"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
+    (b"GGUF", "a GGUF file, which is no PyTorch checkpoint"),
+    (b"version https://git-lfs", "a Git LFS pointer and not the file itself: fetch it with `git lfs pull`"),
+    (b"<", "HTML or XML, as a download page that was saved in place of the file"),
+)
+"""How files begin that people take for checkpoints, and what they are."""
 
 MOST_NAMED = 5
 """Keys of each kind that an error names before it only counts."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name in the .safetensors, .pth or .pt file at `path`.
+    """Return the tensors by name in a published .safetensors, .pth or .pt file.
 
-    Pickled files are read with torch's `weights_only`, so they cannot run code. Raises WeightsError
-    where the file is missing, damaged, or holds something other than a state dict.
+    Pickled files are read with torch's `weights_only`, so they cannot run code, and hold nothing but tensors:
+    torchvision reads them after this. Raises WeightsError where the file is missing, damaged, or holds
+    something other than a state dict.
     """
     if not path.is_file():
         raise WeightsError(f"no weights file {path}")
@@ -76,51 +97,136 @@ def _read_pickled(path: Path) -> object:
     return content
 
 
-def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Load `state` into `module`, after dropping the prefixes that keep its keys from fitting.
+def read_checkpoint(path: Path) -> Contents:
+    """Return what a user's file holds, whatever its name: safetensors, or what `torch.save` wrote.
 
-    Raises WeightsError naming the keys that are missing, unexpected or of another shape; `origin`
-    says whose they are. Then `module` is as it was.
+    Nothing in it is run or built. Raises WeightsError where it is missing, damaged or something else.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}")
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise WeightsError(f"{path} is not a readable torch file: it is empty")
+    if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
+        return in_memory(_read_safetensors(path))
+    for magic, what in OTHER_FILES:
+        if start.lstrip()[: len(magic)] == magic:
+            raise WeightsError(f"{path} is no weights file, but {what}")
+    if start[257:262] == b"ustar":
+        raise WeightsError(f"{path} is no weights file, but a tar archive: unpack it first")
+    return read_torch_file(path)
+
+
+def fit_checkpoint(
+    module: nn.Module,
+    contents: Contents,
+    *,
+    origin: str,
+    key: str = "",
+    ignore: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> None:
+    """Load into `module` those tensors of a file that are its own, and say what was chosen or left aside.
+
+    `key`: the state dict to take, where several are in the file. `ignore`: patterns of keys that play no
+    part. Raises WeightsError naming the keys that are missing, unexpected or of another shape; `origin` says
+    whose they are. Then `module` is as it was.
     """
     expected = module.state_dict()
-    fitted = _without_prefixes(state, expected)
-    # Files from before torch 0.4.1 lack these counters, which play no part in inference.
-    missing = [k for k in expected if k not in fitted and not k.endswith(".num_batches_tracked")]
-    unexpected = [key for key in fitted if key not in expected]
-    reshaped = [key for key in fitted if key in expected and fitted[key].shape != expected[key].shape]
-    if not missing and not unexpected and not reshaped:
+    found = state_dict.found_in(contents)
+    if not found:
+        raise WeightsError(
+            f"{origin} holds no state dict (tensors by name), but {_what_it_is(contents.root)}"
+        )
+    if key:
+        found = state_dict.under(found, key)
+        if not found:
+            raise WeightsError(f"{origin} has no state dict {key!r}; it has {_names(contents)}")
+    readings = [reading for each in found for reading in state_dict.readings(each, expected, ignore=ignore)]
+    if key:
+        readings = [reading for reading in readings if _is_called(reading.name, key)] or readings
+    chosen, others = state_dict.choose(readings)
+    if not chosen.fits:
+        raise WeightsError(f"{origin} does not fit the network: {_misfit(chosen, expected)}")
+    if others:
+        also = ", ".join(repr(reading.name) for reading in others[:MOST_NAMED])
+        progress.warning(
+            f"{origin}: took the state dict {chosen.name or 'at the top'!r}; {also} would fit, too: "
+            "--state-dict-key KEY takes another"
+        )
+    if chosen.aside:
+        progress.warning(
+            f"{origin}: left aside, as they play no part in inference: {len(chosen.aside)} keys "
+            f"({_some(list(chosen.aside))})"
+        )
+    _load(module, {name: tensor.read() for name, tensor in chosen.tensors.items()}, origin)
+
+
+def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Load `state` into `module`, as `fit_checkpoint` does with a file that holds nothing else."""
+    fit_checkpoint(module, in_memory(state), origin=origin)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    fitted = OrderedDict(state)
+    # Which version of their layout modules such as MNASNet's have. The file's own is not asked: what another
+    # version would have changed is shapes, and these fit.
+    fitted._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # noqa: SLF001 - torch's name
+    try:
         module.load_state_dict(fitted, strict=False)
-        return
-
-    misfits = (("missing", missing), ("unexpected", unexpected))
-    problems = [f"{kind} {_some(keys)}" for kind, keys in misfits if keys]
-    if reshaped:
-        shapes = [f"{key} {_shape(fitted[key])} for {_shape(expected[key])}" for key in reshaped]
-        problems.append(f"of another shape {_some(shapes)}")
-    hint = ""
-    if reshaped and not missing and not unexpected:
-        hint = "; if it has classes of its own, give their names with --labels FILE"
-    raise WeightsError(f"{origin} does not fit the network: {'; '.join(problems)}{hint}")
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise WeightsError(f"{origin} cannot be loaded: {_one_line(error)}") from error
 
 
-def _without_prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` with wrappers' prefixes dropped for as long as that makes more keys fit."""
+def _is_called(name: str, key: str) -> bool:
+    return name == key or name.endswith(f".{key}") or name.startswith(f"{key}.")
 
-    def fitting(candidate: Iterable[str]) -> int:
-        return sum(key in expected for key in candidate)
 
-    best = dict(state)
-    # Wrappers nest, as in "module.backbone."; each round may drop one layer, in view of the next.
-    candidates = [best]
-    for _ in PREFIXES:
-        candidates = [
-            {key.removeprefix(prefix): value for key, value in candidate.items()}
-            for candidate in candidates
-            for prefix in PREFIXES
-            if any(key.startswith(prefix) for key in candidate)
+def _names(contents: Contents) -> str:
+    names = [".".join(found.path) or "one at the top" for found in state_dict.found_in(contents)]
+    return _some(names)
+
+
+def _misfit(reading: Reading, expected: Mapping[str, Tensor]) -> str:
+    """Return what keeps tensors from being a network's, and what can be done."""
+    problems = []
+    if reading.missing:
+        problems.append(f"missing {_some(list(reading.missing))}")
+    if reading.unexpected:
+        problems.append(f"unexpected {_some(list(reading.unexpected))}")
+    if reading.reshaped:
+        shapes = [
+            f"{name} {_shape(reading.tensors[name].shape)} for {_shape(expected[name].shape)}"
+            for name in reading.reshaped
         ]
-        best = max([best, *candidates], key=fitting)
-    return best
+        problems.append(f"of another shape {_some(shapes)}")
+    problems += [f"{name}: {why}" for name, why in list(reading.unreadable.items())[:MOST_NAMED]]
+    head = list(expected)[-1].split(".")[0]
+    parts = {name.split(".")[0] for name in (*reading.missing, *reading.reshaped)}
+    hint = ""
+    if reading.reshaped and not reading.missing and not reading.unexpected:
+        hint = "; if it has classes of its own, give their names with --labels FILE"
+    elif reading.unexpected and parts <= {head}:
+        hint = (
+            "; if the unexpected keys play no part in inference, leave them aside with --ignore-keys PATTERN"
+        )
+        if reading.missing or reading.reshaped:
+            hint = f"; only its head, {head}, is built otherwise: such a network goes through {ONNX_WAY}"
+    return "; ".join(problems) + hint
+
+
+def _what_it_is(root: object) -> str:
+    """Return what a file without tensors by name holds, and what to do."""
+    for part in everything_in(root):
+        state = as_mapping(part.state) if isinstance(part, Node) else None
+        if state is not None and "_modules" in state and isinstance(part, Node):
+            name = part.made_by if isinstance(part.made_by, Global) else "a class"
+            return f"a whole pickled module ({name!s:.80}), which is code that is not run here: {SAVE_AGAIN}"
+    if isinstance(root, Node):
+        return f"a {root.made_by!s:.80}"
+    mapping = as_mapping(root)
+    return _describe(root if mapping is None else mapping)
 
 
 def _some(names: list[str]) -> str:
@@ -129,8 +235,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
 
 
 def _describe(content: object) -> str:

@@ -3,6 +3,7 @@
 `resolve` says what an export would use, without building or downloading anything; `load` gets it.
 """
 
+import ast
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,21 @@ MISSING_SCHEMAS = (
 
 
 @dataclass(frozen=True)
+class CheckpointOptions:
+    """What a user says of a weights file that it does not tell itself."""
+
+    state_dict_key: str = ""
+    """Which of several state dicts to take; empty: the one that fits."""
+    ignore_keys: tuple[str, ...] = ()
+    """Patterns, as of a shell, of keys that play no part in inference."""
+    builder: tuple[tuple[str, str], ...] = ()
+    """Options of the network's builder, such as ("transform_input", "false")."""
+
+
+NOTHING_SAID = CheckpointOptions()
+
+
+@dataclass(frozen=True)
 class Weights:
     """What a network's numbers are, or will be once loaded."""
 
@@ -46,6 +62,7 @@ class Weights:
     """Lower-case hex digest of the weights file; empty for untrained and before a download."""
     path: Path | None = None
     """The user's file, for a checkpoint."""
+    options: CheckpointOptions = NOTHING_SAID
 
 
 @dataclass(frozen=True)
@@ -97,14 +114,26 @@ def network_names() -> list[str]:
     return sorted([*OWN_NETWORKS, *models.list_models(module=models)])
 
 
-def resolve(architecture: str, weights: str = "pretrained", labels: Sequence[str] | None = None) -> Recipe:
-    """Return what exporting `architecture` means; nothing is built or downloaded.
+def resolve(
+    architecture: str,
+    weights: str = "pretrained",
+    labels: Sequence[str] | None = None,
+    *,
+    options: CheckpointOptions = NOTHING_SAID,
+) -> Recipe:
+    """Return what exporting `architecture` means; nothing is built or downloaded. `options` are of a file.
 
     `weights` is "pretrained", "untrained", the full name of published weights such as
     "ResNet50_Weights.IMAGENET1K_V1", or the path of a file. `labels` replaces the published ones and
     sets the number of classes. Raises UnknownNetworkError, LabelsError, PresetError or WeightsError.
     """
     published = _published(architecture, weights)
+    if labels is not None and len(labels) == 1:
+        raise LabelsError(
+            f"one label ({labels[0]!r}) is no choice: softmax gives a single class 100 % whatever the image "
+            "shows; give at least two labels. A head of one class that was trained with a sigmoid is binary, "
+            "which --weights FILE cannot export"
+        )
     if weights == "untrained":
         chosen = published.untrained()
     elif weights in {"pretrained", published.weights.name}:
@@ -118,7 +147,13 @@ def resolve(architecture: str, weights: str = "pretrained", labels: Sequence[str
         path = Path(weights)
         if not path.is_file():
             raise WeightsError(f"no weights file {weights} (nor is it 'pretrained' or 'untrained')")
-        own = Weights("checkpoint", path.name, sha256=sha256_of(path), path=path)
+        own = Weights(
+            "checkpoint",
+            path.name,
+            sha256=sha256_of(path),
+            path=path,
+            options=options,
+        )
         chosen = replace(published, weights=own)
     return chosen if labels is None else replace(chosen, labels=tuple(labels))
 
@@ -133,12 +168,20 @@ def load(recipe: Recipe, *, mirror: str | None = None, progress: Progress = SILE
         return _load_pretrained(recipe, mirror, progress)
 
     progress.stage("building")
-    if recipe.weights.path is None:
+    path, options = recipe.weights.path, recipe.weights.options
+    if path is None:
         module = _build(recipe, seed=_seed_of(recipe.weights))
     else:
-        state = checkpoint.read_state_dict(recipe.weights.path)
-        module = _build(recipe, seed=UNTRAINED_SEED, auxiliary=any("aux" in key.lower() for key in state))
-        checkpoint.fit_state_dict(module, state, origin=str(recipe.weights.path))
+        contents = checkpoint.read_checkpoint(path)
+        module = _build(recipe, seed=UNTRAINED_SEED)
+        checkpoint.fit_checkpoint(
+            module,
+            contents,
+            origin=str(path),
+            key=options.state_dict_key,
+            ignore=options.ignore_keys,
+            progress=progress,
+        )
     return LoadedNetwork(recipe, module.eval())
 
 
@@ -211,29 +254,53 @@ def _seed_of(weights: Weights) -> int:
     return int(number)
 
 
-def _build(recipe: Recipe, *, seed: int, auxiliary: bool = False) -> nn.Module:
+def _build(recipe: Recipe, *, seed: int) -> nn.Module:
     """Return the network with seeded random numbers; the global random state is as it was."""
-    classes = len(recipe.labels)
+    classes, said = len(recipe.labels), recipe.weights.options.builder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if recipe.architecture == "lenet":
-            return lenet.LeNet(classes)
-        if recipe.architecture == "nin":
-            return NetworkInNetwork(classes)
-        options = _builder_options(recipe, auxiliary=auxiliary)
-        module = torchvision_models().get_model(
-            recipe.architecture, weights=None, num_classes=classes, **options
-        )
+        if recipe.architecture in OWN_NETWORKS:
+            if said:
+                raise WeightsError(f"{recipe.architecture} has no builder options such as {said[0][0]}")
+            return lenet.LeNet(classes) if recipe.architecture == "lenet" else NetworkInNetwork(classes)
+        options = _builder_options(recipe) | {key: _value(text) for key, text in said}
+        try:
+            module = torchvision_models().get_model(
+                recipe.architecture, weights=None, num_classes=classes, **options
+            )
+        except (TypeError, ValueError) as error:
+            if not said:
+                raise
+            told = " ".join(str(error).split())[:200]
+            raise WeightsError(f"{recipe.architecture} cannot be built with these options: {told}") from error
         return cast("nn.Module", module)
 
 
-def _builder_options(recipe: Recipe, *, auxiliary: bool) -> dict[str, Any]:
-    """Return what some builders must be told so that untrained and pretrained compute alike."""
+def _builder_options(recipe: Recipe) -> dict[str, Any]:
+    """Return what some builders must be told so that the network computes as it did where it was trained."""
     if recipe.architecture in {"googlenet", "inception_v3"}:
-        # As with their pretrained weights: input renormalised inside, no auxiliary heads unless the
-        # checkpoint has them.
-        return {"transform_input": True, "aux_logits": auxiliary, "init_weights": True}
+        said = dict(recipe.weights.options.builder)
+        if recipe.weights.source == "checkpoint" and "transform_input" not in said:
+            raise WeightsError(
+                f"{recipe.architecture} may normalise its input a second time, which changes every answer; "
+                "no file tells: say --builder transform_input=true for weights that began as the published "
+                "ones, or --builder transform_input=false, torchvision's default without them"
+            )
+        # Auxiliary heads are for training: their keys are left aside.
+        return {"transform_input": True, "aux_logits": False, "init_weights": True}
     if recipe.architecture.startswith("vit_"):
         # A vision transformer's parameters depend on the size of its input.
         return {"image_size": recipe.preset.crop_size}
     return {}
+
+
+def _value(text: str) -> object:
+    """Return a builder option as Python has it: true, false, none, a number, a tuple, else text."""
+    words: dict[str, object] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value

@@ -25,8 +25,8 @@ from vistazo_export.importer import ImportRequest, import_model
 
 TESTS = Path(__file__).parents[2]
 
-# One run of the slow model takes about a quarter of a second, on one thread: several would wait for one another on a
-# machine with other work.
+# One run of the slow model takes about a quarter of a second, on one thread: several would wait for one
+# another on a machine with other work.
 SLOW_COST = 600
 
 # For a whole suite, its server's start and its slowest machine included.
