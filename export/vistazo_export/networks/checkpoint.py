@@ -26,18 +26,55 @@ from vistazo_export.progress import SILENT, Progress
 WRAPPINGS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts file the state dict inside a checkpoint."""
 
-OTHER_FILES = (
-    (b"\x89HDF", "an HDF5 file, as Keras writes: convert it with tf2onnx, then `vistazo import`"),
+STRANGERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to: run `git lfs pull`"),
+    (b"<", "a web page or XML, not the file itself: download it again"),
+    (b"{", "JSON text; give the weights file itself"),
     (b"\x1f\x8b", "compressed with gzip: unpack it first"),
-    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
-    (b"GGUF", "a GGUF file, which is no PyTorch checkpoint"),
-    (b"version https://git-lfs", "a Git LFS pointer and not the file itself: fetch it with `git lfs pull`"),
-    (b"<", "HTML or XML, as a download page that was saved in place of the file"),
+    (b"BZh", "compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it; its network goes through ONNX and `vistazo import`"),
+    (b"\x93NUMPY", f"a NumPy array; from torch, {SAVE_AGAIN}"),
 )
-"""How files begin that people take for checkpoints, and what they are."""
+"""How files begin that people take for weights files, and what they are."""
 
 MOST_NAMED = 5
 """Keys of each kind that an error names before it only counts."""
+
+
+RUNNERS = frozenset(
+    [
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "sys",
+        "pty",
+        "commands",
+        "runpy",
+        "importlib",
+        "imp",
+        "ctypes",
+        "socket",
+        "shutil",
+        "webbrowser",
+        "code",
+        "codeop",
+        "multiprocessing",
+        "platform",
+        "pdb",
+        "pip",
+        "timeit",
+        "cProfile",
+        "profile",
+        "bdb",
+        "asyncio",
+    ]
+)
+"""Modules of functions that no checkpoint needs, and that attacks by pickle call."""
+
+EVALUATORS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint"})
+"""Such functions among the builtins."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -110,12 +147,30 @@ def read_checkpoint(path: Path) -> Contents:
         raise WeightsError(f"{path} is not a readable torch file: it is empty")
     if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
         return in_memory(_read_safetensors(path))
-    for magic, what in OTHER_FILES:
-        if start.lstrip()[: len(magic)] == magic:
-            raise WeightsError(f"{path} is no weights file, but {what}")
+    for beginning, what in STRANGERS:
+        if start.lstrip().startswith(beginning):
+            raise WeightsError(f"{path} is {what}")
     if start[257:262] == b"ustar":
         raise WeightsError(f"{path} is no weights file, but a tar archive: unpack it first")
-    return read_torch_file(path)
+    contents = read_torch_file(path)
+    _refuse_attacks(path, contents)
+    return contents
+
+
+def _refuse_attacks(path: Path, contents: Contents) -> None:
+    """Raise WeightsError where the pickle names what only an attack calls.
+
+    That is for the reader to know, not what safety rests on: nothing that a pickle names is ever called.
+    """
+    for part in everything_in(contents.root):
+        if not isinstance(part, Global):
+            continue
+        module = part.module.split(".")[0]
+        if module in RUNNERS or (module in {"builtins", "__builtin__"} and part.name in EVALUATORS):
+            raise WeightsError(
+                f"{path} is no file of plain weights: it asks to run {str(part)[:80]} when it is read. "
+                "Nothing was run; do not load it elsewhere, and get the weights from another source"
+            )
 
 
 def fit_checkpoint(
@@ -144,8 +199,6 @@ def fit_checkpoint(
         if not found:
             raise WeightsError(f"{origin} has no state dict {key!r}; it has {_names(contents)}")
     readings = [reading for each in found for reading in state_dict.readings(each, expected, ignore=ignore)]
-    if key:
-        readings = [reading for reading in readings if _is_called(reading.name, key)] or readings
     chosen, others = state_dict.choose(readings)
     if not chosen.fits:
         raise WeightsError(f"{origin} does not fit the network: {_misfit(chosen, expected)}")
@@ -160,12 +213,26 @@ def fit_checkpoint(
             f"{origin}: left aside, as they play no part in inference: {len(chosen.aside)} keys "
             f"({_some(list(chosen.aside))})"
         )
-    _load(module, {name: tensor.read() for name, tensor in chosen.tensors.items()}, origin)
+    tensors = {name: tensor.read() for name, tensor in chosen.tensors.items()}
+    _check_types(tensors, expected, origin)
+    _load(module, tensors, origin)
 
 
 def fit_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Load `state` into `module`, as `fit_checkpoint` does with a file that holds nothing else."""
     fit_checkpoint(module, in_memory(state), origin=origin)
+
+
+def _check_types(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> None:
+    """Raise WeightsError for numbers that torch would convert into others than those that were trained."""
+    for name, tensor in tensors.items():
+        if expected[name].is_floating_point() and (
+            not tensor.is_floating_point() or tensor.element_size() < 2
+        ):
+            raise WeightsError(
+                f"{origin}: {name} is {str(tensor.dtype).removeprefix('torch.')}, so it is quantised; "
+                f"go through {ONNX_WAY}"
+            )
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -177,10 +244,6 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
         module.load_state_dict(fitted, strict=False)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise WeightsError(f"{origin} cannot be loaded: {_one_line(error)}") from error
-
-
-def _is_called(name: str, key: str) -> bool:
-    return name == key or name.endswith(f".{key}") or name.startswith(f"{key}.")
 
 
 def _names(contents: Contents) -> str:
@@ -195,25 +258,38 @@ def _misfit(reading: Reading, expected: Mapping[str, Tensor]) -> str:
         problems.append(f"missing {_some(list(reading.missing))}")
     if reading.unexpected:
         problems.append(f"unexpected {_some(list(reading.unexpected))}")
-    if reading.reshaped:
-        shapes = [
-            f"{name} {_shape(reading.tensors[name].shape)} for {_shape(expected[name].shape)}"
-            for name in reading.reshaped
-        ]
-        problems.append(f"of another shape {_some(shapes)}")
+    shapes = {name: (reading.tensors[name].shape, tuple(expected[name].shape)) for name in reading.reshaped}
+    if shapes:
+        said = [f"{name} {_shape(had)} for {_shape(wanted)}" for name, (had, wanted) in shapes.items()]
+        problems.append(f"of another shape {_some(said)}")
     problems += [f"{name}: {why}" for name, why in list(reading.unreadable.items())[:MOST_NAMED]]
+    return "; ".join(problems) + _way_on(reading, shapes, expected)
+
+
+def _way_on(
+    reading: Reading,
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    expected: Mapping[str, Tensor],
+) -> str:
+    keys = {*reading.missing, *reading.unexpected, *reading.reshaped}
     head = list(expected)[-1].split(".")[0]
-    parts = {name.split(".")[0] for name in (*reading.missing, *reading.reshaped)}
-    hint = ""
-    if reading.reshaped and not reading.missing and not reading.unexpected:
-        hint = "; if it has classes of its own, give their names with --labels FILE"
-    elif reading.unexpected and parts <= {head}:
-        hint = (
-            "; if the unexpected keys play no part in inference, leave them aside with --ignore-keys PATTERN"
+    only_head = bool(reading.tensors) and all(head in key.split(".") for key in keys)
+    if shapes and not reading.missing and not reading.unexpected:
+        # The first number alone differs: the head, for another number of classes.
+        counts = {had[:1] for had, wanted in shapes.values() if had[1:] == wanted[1:]}
+        if only_head and len(counts) == 1 and counts != {()}:
+            count = counts.pop()[0]
+            if count == 1:
+                return "; its head has one class, which is no choice: a softmax over one score is always 1"
+            return f"; its head has {count} classes: give their names with --labels FILE, one per line"
+        return "; if it has classes of its own, give their names with --labels FILE"
+    if only_head and keys:
+        return f"; only the head ({head}) is built in another way: in your script, go through {ONNX_WAY}"
+    if reading.unexpected and not reading.missing and not shapes:
+        return (
+            "; if answers do not depend on the unexpected ones, leave them aside with --ignore-keys PATTERN"
         )
-        if reading.missing or reading.reshaped:
-            hint = f"; only its head, {head}, is built otherwise: such a network goes through {ONNX_WAY}"
-    return "; ".join(problems) + hint
+    return ""
 
 
 def _what_it_is(root: object) -> str:

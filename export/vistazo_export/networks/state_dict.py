@@ -17,9 +17,6 @@ from vistazo_export.errors import WeightsError
 from vistazo_export.networks.torch_files import Contents, StoredTensor
 from vistazo_export.networks.unpickling import as_mapping
 
-MOST_NESTED = 50
-"""How deep in a file a state dict is looked for."""
-
 TRANSPARENT = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 )
@@ -40,18 +37,22 @@ LEGACY_NAMES = (
 """How torchvision renames the keys of older files."""
 
 ASIDE = re.compile(
-    r"(.*\.)?(total_ops|total_params|n_averaged|num_batches_tracked|_extra_state)"
+    r"(.*\.)?(total_ops|total_params|n_averaged|num_batches_tracked|_extra_state|epoch|global_step)"
     r"|(.*\.)?\w*(loss|criterion)\w*(\..*)?"
     r"|(.*\.)?(optimi[sz]er\w*|\w*scheduler|(\w+_)?metrics?)(\..*)?"
     r"|(.*\.)?(train|val|valid|test|best)_(acc|accuracy|top|f1|auc|auroc|precision|recall|confusion)\w*(\..*)?"
     r"|(.*\.)?(AuxLogits|aux1|aux2)\..*",
     re.IGNORECASE,
 )
-"""Keys that play no part in inference, where the network does not have them: counters of profilers and of
+"""Keys that play no part in inference, where the network does not have them: counters of profilers and
 averaging, weights of losses, metrics, and the auxiliary heads, which only training uses."""
 
 AVERAGED = re.compile(r"ema|swa|averag|shadow|teacher|momentum|target", re.IGNORECASE)
 """In the name of a state dict that is not the network's own, but derived from it while it was trained."""
+
+
+DEEPEST = 100
+"""Levels of wrapping after which nobody looks further: a pickle may nest millions."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def found_in(contents: Contents) -> list[Found]:
     found: list[Found] = []
     seen: set[int] = set()
     level: list[tuple[tuple[str, ...], object]] = [((), contents.root)]
-    for _ in range(MOST_NESTED):
+    for _ in range(DEEPEST):
         below: list[tuple[tuple[str, ...], object]] = []
         for path, value in level:
             if id(value) in seen:
@@ -130,27 +131,27 @@ def _entries(value: object) -> Iterator[tuple[str, object]]:
 
 
 def under(found: Sequence[Found], key: str) -> list[Found]:
-    """Return those of `found` that `key` may mean: it names them, what they lie in, or a prefix inside."""
-    return [
-        each for each in found if _within(".".join(each.path), key) or _prefix_inside(each, key) is not None
-    ]
+    """Return what of `found` is meant by `key`: a dict, what it lies in, or a prefix of keys inside."""
+    named = [each for each in found if ".".join(each.path) == key]
+    inside = [each for each in found if ".".join(each.path).startswith(f"{key}.")]
+    ending = [each for each in found if ".".join(each.path).endswith(f".{key}")]
+    cut = [part for each in found if (part := _cut(each, key)) is not None]
+    return named or inside or ending or cut
 
 
-def _within(name: str, key: str) -> bool:
-    return name == key or name.startswith(key + ".") or name.endswith("." + key) or f".{key}." in name
-
-
-def _prefix_inside(found: Found, key: str) -> str | None:
-    """Return the prefix of its keys that `key` names, with or without the way to the dict before it."""
-    name = ".".join(found.path)
-    for prefix in {key, key.removeprefix(f"{name}.")}:
-        if prefix and any(each.startswith(f"{prefix}.") for each in found.tensors):
-            return prefix
+def _cut(found: Found, key: str) -> Found | None:
+    """Return the tensors below the prefix `key`, given with or without the way to the dict; None for none."""
+    for prefix in (key, key.removeprefix(".".join(found.path) + ".")):
+        start = f"{prefix}."
+        tensors = {k.removeprefix(start): each for k, each in found.tensors.items() if k.startswith(start)}
+        if tensors:
+            unreadable = {k: why for k, why in found.unreadable.items() if k.startswith(start)}
+            return Found((*found.path, prefix), tensors, unreadable)
     return None
 
 
 def readings(found: Found, expected: Mapping[str, Tensor], *, ignore: Sequence[str] = ()) -> list[Reading]:
-    """Return the ways to take `found` as a state dict of the keys `expected`: all that fit, else the best."""
+    """Return the ways to take `found` as a state dict with keys `expected`: all that fit, else the best."""
     ignored = {key for key in found.tensors if _matches(key, ignore)}
     names = _cleaned([key for key in found.tensors if key not in ignored], expected)
     groups = _by_prefix(names, expected)

@@ -280,7 +280,11 @@ def _builder_options(recipe: Recipe) -> dict[str, Any]:
     """Return what some builders must be told so that the network computes as it did where it was trained."""
     if recipe.architecture in {"googlenet", "inception_v3"}:
         said = dict(recipe.weights.options.builder)
-        if recipe.weights.source == "checkpoint" and "transform_input" not in said:
+        if (
+            recipe.weights.source == "checkpoint"
+            and "transform_input" not in said
+            and not _is_published(recipe)
+        ):
             raise WeightsError(
                 f"{recipe.architecture} may normalise its input a second time, which changes every answer; "
                 "no file tells: say --builder transform_input=true for weights that began as the published "
@@ -292,6 +296,15 @@ def _builder_options(recipe: Recipe) -> dict[str, Any]:
         # A vision transformer's parameters depend on the size of its input.
         return {"image_size": recipe.preset.crop_size}
     return {}
+
+
+def _is_published(recipe: Recipe) -> bool:
+    """Say whether the user's file is one of torchvision's own, whose names end with their digest's begin."""
+    if recipe.architecture in OWN_NETWORKS:
+        return False
+    known = torchvision_models().get_model_weights(recipe.architecture)
+    digests = [member.url.rpartition("-")[2].removesuffix(".pth") for member in known]
+    return any(len(digest) >= 8 and recipe.weights.sha256.startswith(digest) for digest in digests)
 
 
 def _value(text: str) -> object:

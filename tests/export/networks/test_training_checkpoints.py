@@ -155,8 +155,29 @@ def test_a_head_that_is_built_otherwise_shows_the_way_through_onnx(tmp_path):
     state = {key: value for key, value in trained().state_dict().items() if not key.startswith("classifier.")}
     torch.save(state | {"classifier.new.weight": torch.ones(3, 84)}, tmp_path / "w.pth")
 
-    with pytest.raises(WeightsError, match=r"only its head, classifier, is built otherwise.*vistazo import"):
+    with pytest.raises(
+        WeightsError, match=r"only the head \(classifier\) is built in another way.*vistazo import"
+    ):
         loaded(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32])
+def test_quantised_numbers_are_not_taken_for_weights(tmp_path, kind):
+    state = {key: (value * 100).to(kind) for key, value in trained().state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+
+    with pytest.raises(WeightsError, match=r"so it is quantised.*vistazo import"):
+        loaded(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_numbers_are_taken(tmp_path, kind):
+    state = {key: value.to(kind) for key, value in trained().state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+
+    network, _ = loaded(tmp_path / "w.pth")
+
+    assert torch.equal(network.classifier[3].weight, state["classifier.3.weight"].float())
 
 
 # Networks with a history
@@ -299,7 +320,7 @@ def test_torchscript_is_recognised(tmp_path):
     [
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
         (b"\x1f\x8b\x08" + bytes(100), "gzip"),
-        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
         (b"", "empty"),
         (bytes(257) + b"ustar" + bytes(300), "tar archive"),
