@@ -192,7 +192,7 @@ def test_a_network_that_fails_parity_is_not_published(repository: Path, monkeypa
     before = everything_in(repository)
     right = zoo.resolve("lenet")
     wrong = replace(right, preset=replace(right.preset, mean=(0.3,)))
-    monkeypatch.setattr(zoo, "resolve", lambda *_: wrong)
+    monkeypatch.setattr(zoo, "resolve", lambda *_, **__: wrong)
 
     with pytest.raises(ParityError, match="ONNX Runtime and torch differ by"):
         export_model(ExportRequest("lenet", repository))

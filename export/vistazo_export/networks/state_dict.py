@@ -29,7 +29,12 @@ WORDS = frozenset(
 
 LEGACY_NAMES = (
     # DenseNet before torchvision 0.3, and still in its published files.
-    (re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_\w+))"), r"\1\2"),
+    (
+        re.compile(
+            r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_\w+|num_batches_tracked))"
+        ),
+        r"\1\2",
+    ),
     # Vision transformers before torchvision 0.14.
     (re.compile(r"(.*\.mlp)\.linear_1\.(weight|bias)"), r"\1.0.\2"),
     (re.compile(r"(.*\.mlp)\.linear_2\.(weight|bias)"), r"\1.3.\2"),
