@@ -72,6 +72,9 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
     progress.stage("reading")
     interface = read_interface(request.model)
     manifest = _plan(request, interface)
+    if interface.aside:
+        listed = ", ".join(map(str, interface.aside))
+        progress.warning(f"{request.name}: left aside, since only tensors can be served: {listed}")
     labels = _labels(request.labels, progress)
     newest = newest_version(request.repository, request.name)
     with repo.staging(request.repository, request.name) as staged:

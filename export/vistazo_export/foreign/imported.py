@@ -226,19 +226,24 @@ def _run_rows(
 
 
 def _run(session: onnxruntime.InferenceSession, feeds: Feeds, batch: int = 1) -> dict[str, Array]:
-    """Return the outputs that are tensors."""
+    """Return the outputs that are tensors; others, which are not served, are not asked for."""
+    names = [output.name for output in session.get_outputs() if _is_servable(output.type)]
     try:
-        answers = session.run(None, dict(feeds))
+        answers = session.run(names, dict(feeds))
     except Exception as error:
         hint = "; --max-batch 1 serves them one by one" if batch > 1 else ""
         reason = " ".join(str(error).split())[:300]
         raise GraphError(f"ONNX Runtime cannot run the graph at batch {batch}: {reason}{hint}") from error
-    names = (output.name for output in session.get_outputs())
     return {
         name: rows
         for name, rows in zip(names, answers, strict=True)
         if isinstance(rows, np.ndarray) and rows.ndim > 0
     }
+
+
+def _is_servable(kind: str) -> bool:
+    """Say whether an output of a type such as "tensor(float)" comes as a NumPy array."""
+    return kind.startswith("tensor(") and kind != "tensor(bfloat16)"
 
 
 def _check_same(first: Mapping[str, Array], second: Mapping[str, Array], most_spread: float) -> None:

@@ -53,8 +53,15 @@ class TensorInfo:
     shape: tuple[int | None, ...] | None
     """None for a size that may change from call to call; None for all where the graph does not say it."""
 
+    @property
+    def is_servable(self) -> bool:
+        """Whether it is a tensor of a type that Open Inference has and ONNX Runtime gives to NumPy."""
+        return self.dtype in DTYPES.values() and self.dtype != "BF16"
+
     def __str__(self) -> str:
         """Return such as "data_0 (FP32 1×3×224×224)"."""
+        if self.dtype == "?":
+            return f"{self.name} (a sequence, a map or another value that is no tensor)"
         sizes = "×".join("?" if size is None else str(size) for size in self.shape or ())
         return f"{self.name} ({' '.join(filter(None, (self.dtype, sizes)))})"
 
@@ -66,6 +73,9 @@ class OnnxInterface:
     inputs: tuple[TensorInfo, ...]
     """Those that must be fed: initializers that a caller may override are none."""
     outputs: tuple[TensorInfo, ...]
+    """Those that can be served."""
+    aside: tuple[TensorInfo, ...]
+    """Other outputs, such as the maps of scikit-learn's ZipMap."""
     last_operators: dict[str, str]
     """Output → the operator that computes its numbers, such as "Softmax", whatever reshapes them later."""
     external_files: tuple[str, ...]
@@ -99,9 +109,14 @@ def read_interface(path: Path) -> OnnxInterface:
         raise GraphError(f"{path.name} is not ONNX, or its graph is empty")
     given = {tensor.name for tensor in graph.initializer}
     given |= {tensor.values.name for tensor in graph.sparse_initializer}
+    outputs = tuple(_info(value) for value in graph.output)
+    if not any(output.is_servable for output in outputs):
+        listed = ", ".join(map(str, outputs)) or "none"
+        raise GraphError(f"{path.name} has no output that is a tensor which can be served: {listed}")
     return OnnxInterface(
         inputs=tuple(_info(value) for value in graph.input if value.name not in given),
-        outputs=tuple(_info(value) for value in graph.output),
+        outputs=tuple(output for output in outputs if output.is_servable),
+        aside=tuple(output for output in outputs if not output.is_servable),
         last_operators={value.name: _last_operator(graph, value.name) for value in graph.output},
         external_files=tuple(sorted({_location(path, tensor) for tensor in _external_tensors(model)})),
         opset=next((opset.version for opset in model.opset_import if opset.domain in {"", "ai.onnx"}), 0),
@@ -111,11 +126,17 @@ def read_interface(path: Path) -> OnnxInterface:
 
 
 def check_model(path: Path) -> None:
-    """Raise GraphError where the ONNX checker refuses the file at `path` or its external files."""
+    """Raise GraphError where the ONNX checker refuses the file at `path` or its external files.
+
+    Shapes that the file declares otherwise than they are inferred are no fault: graphs whose
+    batch was made dynamic by hand are so, and what they really give the import's own runs show.
+    """
     try:
         onnx.checker.check_model(path, full_check=True)
     # The checker's and shape inference's errors: plain Exceptions.
     except Exception as error:
+        if "Inferred shape and existing shape differ" in str(error):
+            return
         raise GraphError(f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -8,10 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 
 from vistazo_server.engine.outputs import Row
 from vistazo_server.engine.tensors import BYTES, DTYPES, FREE, Array, Signature, TensorSpec, datatype_of
 from vistazo_server.errors import ModelLoadError
+
+log = structlog.get_logger(__name__)
 
 Sample = Array | tuple[Array, ...]
 """One sample: the array of a model's one input, or a tuple with one array for each of several."""
@@ -25,18 +28,28 @@ _MOST_ELEMENTS: Final = 1 << 22
 def read_signature(session: ort.InferenceSession, path: Path, *, image_input: str | None) -> Signature:
     """Return what the graph of a session takes and gives. Raises ModelLoadError for what cannot be served.
 
+    Outputs that are no tensors, such as the maps of a ZipMap, are left aside, with a warning in the log.
     The first dimension counts samples where the graph leaves it free, or fixes it at 1, in all inputs and
-    outputs alike. Fixed at another number it may be anything, so the graph is taken to have no batch
-    dimension; but in a model whose manifest says that `image_input` takes images, it is a batch.
+    outputs alike. Free in all inputs, it is taken to be free though outputs say 1, as in graphs whose batch
+    was made dynamic by hand: whoever takes the signature tries it. Fixed at another number it may be
+    anything, so the graph is taken to have no batch dimension; but in a model whose manifest says that
+    `image_input` takes images, it is a batch.
     """
     inputs = [(node.name, *_type_and_shape(node, path, "input")) for node in session.get_inputs()]
-    outputs = [(node.name, *_type_and_shape(node, path, "output")) for node in session.get_outputs()]
+    given = session.get_outputs()
+    aside = [f"{node.name} ({node.type})" for node in given if datatype_of(node.type) is None]
+    if aside and len(aside) < len(given):
+        log.warning("outputs_left_aside", path=str(path), outputs=aside, reason="only tensors can be served")
+        given = [node for node in given if datatype_of(node.type) is not None]
+    outputs = [(node.name, *_type_and_shape(node, path, "output")) for node in given]
     if not inputs or not outputs:
         raise ModelLoadError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs, expected some")
     is_image = image_input in [name for name, _, _ in inputs]
     # An output of unknown rank looks like a scalar here; what it really is, a run shows.
     shapes = [shape for _, _, shape in inputs] + [shape for _, _, shape in outputs if shape]
     batch = _batch(shapes, is_image=is_image)
+    if batch == 1 and all(shape[0] == FREE for _, _, shape in inputs):
+        batch = FREE
     skipped = 0 if batch is None else 1
     return Signature(
         tuple(TensorSpec(name, datatype, shape[skipped:]) for name, datatype, shape in inputs),

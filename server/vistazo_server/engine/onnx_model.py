@@ -21,7 +21,7 @@ from vistazo_server.engine.engine import Engine
 from vistazo_server.engine.graph import Sample, read_signature, with_sample_shape, zeros
 from vistazo_server.engine.onnx_file import has_half_weights
 from vistazo_server.engine.outputs import Row
-from vistazo_server.engine.probe import settle
+from vistazo_server.engine.probe import settle, settle_images
 from vistazo_server.engine.runner import GraphRunner, Runner, StackingRunner, has_one_fixed_input
 from vistazo_server.engine.session import PROVIDER, Device, create_session
 from vistazo_server.engine.tensors import FREE, Signature, TensorSpec, describe
@@ -166,6 +166,8 @@ class OnnxModel:
             signature, self._zero = settle(session, signature, self._path)
         else:
             (self._zero,) = zeros(signature)
+            if self._batch_limit.ceiling > 1:
+                signature = settle_images(session, signature, self._path)
         self.signature = signature
         self._batch_limit = replace(self._batch_limit, ceiling=_ceiling(signature, self._batch_limit.ceiling))
         runner = self._runner(session, self._batch_limit.ceiling)

@@ -34,11 +34,31 @@ def settle(
             except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no base class
                 failure = failure or error
                 continue
+            if candidate.fixed_batch == 1 and not signature.fixed_batch:
+                reason = f"it runs no batch of 2: {one_line(failure, characters=300)}" if failure else ""
+                log.warning("samples_run_one_by_one", path=str(path), reason=reason)
             return candidate, sample
     if failure is not None and all(spec.is_fixed for spec in signature.inputs):
         raise ModelLoadError(f"{path} fails: {one_line(failure, characters=300)}") from failure
     log.warning("warm_up_skipped", path=str(path), reason="no size was found that it runs at")
     return signature, None
+
+
+def settle_images(session: ort.InferenceSession, signature: Signature, path: Path) -> Signature:
+    """Return the signature by which the graph of an image model runs: one by one where it takes no batch.
+
+    An output may say a batch of 1 where the input's is free; which of both is true, a run shows.
+    """
+    if signature.fixed_batch:
+        return signature
+    (sample,) = zeros(signature)
+    try:
+        GraphRunner(session, signature).run([sample] * 2)
+    except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no base class
+        reason = f"it runs no batch of 2: {one_line(error, characters=300)}"
+        log.warning("samples_run_one_by_one", path=str(path), reason=reason)
+        return replace(signature, fixed_batch=1)
+    return signature
 
 
 def _candidates(signature: Signature) -> Iterator[tuple[Signature, int]]:
