@@ -21,7 +21,7 @@ from vistazo_server.engine.engine import Engine
 from vistazo_server.engine.graph import Sample, read_signature, with_sample_shape, zeros
 from vistazo_server.engine.onnx_file import has_half_weights
 from vistazo_server.engine.outputs import Row
-from vistazo_server.engine.probe import settle, settle_images
+from vistazo_server.engine.probe import feels_batch_mates, settle, settle_images
 from vistazo_server.engine.runner import GraphRunner, Runner, StackingRunner, has_one_fixed_input
 from vistazo_server.engine.session import PROVIDER, Device, create_session
 from vistazo_server.engine.tensors import FREE, Signature, TensorSpec, describe
@@ -170,6 +170,12 @@ class OnnxModel:
                 signature = settle_images(session, signature, self._path)
         self.signature = signature
         self._batch_limit = replace(self._batch_limit, ceiling=_ceiling(signature, self._batch_limit.ceiling))
+        # What we exported was checked when it was; of what came from elsewhere nobody knows it.
+        may_share = self._spec.weights == "imported" and self._batch_limit.ceiling > 1
+        if may_share and self._zero is not None and feels_batch_mates(session, signature, self._zero):
+            reason = "a sample's answer depends on the others in its batch"
+            log.warning("samples_run_one_by_one", path=str(self._path), reason=reason)
+            self._batch_limit = replace(self._batch_limit, ceiling=1)
         runner = self._runner(session, self._batch_limit.ceiling)
         if self.device == "cpu" and self._threads > 1 and self._is_small(runner):
             self._threads = 1

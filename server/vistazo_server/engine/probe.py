@@ -1,18 +1,26 @@
 """Finding out by trial what a graph does with batches, where no manifest says so."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import onnxruntime as ort
 import structlog
 
-from vistazo_server.engine.graph import Sample, without_batch, zeros
+from vistazo_server.engine.graph import Sample, arrays_of, without_batch, zeros
 from vistazo_server.engine.runner import GraphRunner
-from vistazo_server.engine.tensors import Signature
+from vistazo_server.engine.tensors import Array, Signature
 from vistazo_server.errors import ModelLoadError, one_line
 
 log = structlog.get_logger(__name__)
+
+# What the batch-mates of a trial are full of: a scale or a mean over the batch follows the largest of them.
+_EXTREMES: Final = (1e4, -1e4, 0.0)
+
+# Relative: runs of one size on the same sample differ by no more than rounding.
+_SAME: Final = 1e-5
 
 
 def settle(
@@ -59,6 +67,56 @@ def settle_images(session: ort.InferenceSession, signature: Signature, path: Pat
         log.warning("samples_run_one_by_one", path=str(path), reason=reason)
         return replace(signature, fixed_batch=1)
     return signature
+
+
+def feels_batch_mates(session: ort.InferenceSession, signature: Signature, zero: Sample) -> bool:
+    """Return whether a sample's answer depends on who else is in its batch, by trial with extreme mates.
+
+    Such are graphs that quantise dynamically or normalise over the batch. Only floats are varied: of other
+    numbers nobody knows which the graph takes.
+    """
+    random = np.random.default_rng(0)
+    sample = _like(zero, lambda array: random.random(array.shape))
+    runner = GraphRunner(session, signature)
+
+    def first(mate: Sample) -> list[Array]:
+        row = runner.run([sample, mate])[0]
+        if isinstance(row, Exception):
+            raise row
+        return [array[row.at] for array in row.outputs.arrays]
+
+    try:
+        alone, again = first(sample), first(sample)
+        noise = max(_difference(*pair) for pair in zip(alone, again, strict=True))
+        for extreme in _EXTREMES:
+            mate = _like(zero, lambda array, value=extreme: np.full(array.shape, value))  # type: ignore[misc]
+            found = max(_difference(*pair) for pair in zip(alone, first(mate), strict=True))
+            if found > max(_SAME, 4 * noise):
+                return True
+    except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no base class
+        log.warning("batch_mates_not_tried", reason=one_line(error, characters=300))
+    return False
+
+
+def _like(sample: Sample, values: Callable[[Array], Array]) -> Sample:
+    """Return a sample of the same shapes, its floats replaced."""
+    with np.errstate(over="ignore"):
+        arrays = [
+            values(array).astype(array.dtype) if array.dtype.kind == "f" else array
+            for array in arrays_of(sample)
+        ]
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
+def _difference(expected: Array, found: Array) -> float:
+    """Return the largest difference relative to the largest value; of other than floats, 0 or 1."""
+    if expected.shape != found.shape:
+        return 1.0
+    if expected.dtype.kind != "f" or np.array_equal(expected, found, equal_nan=True):
+        return float(not np.array_equal(expected, found, equal_nan=expected.dtype.kind == "f"))
+    largest = float(np.nanmax(np.abs(expected), initial=0.0)) or 1.0
+    difference = float(np.max(np.abs(expected.astype(np.float64) - found.astype(np.float64)))) / largest
+    return difference if difference == difference else 1.0  # noqa: PLR0124  NaN on one side only
 
 
 def _candidates(signature: Signature) -> Iterator[tuple[Signature, int]]:
