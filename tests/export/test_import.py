@@ -422,13 +422,15 @@ def test_the_number_of_labels_tells_which_output_scores(import_graph: Import, mo
     assert list(manifest_of(models).labels) == ["a", "b", "c", "d", "e"]
 
 
-def test_scores_with_dimensions_of_one_behind_are_scores(import_graph: Import, models: Path):
+@pytest.mark.parametrize("ones", [[2, 3], [1], [1, 2], [1, 3]])
+def test_scores_among_dimensions_of_one_are_scores(import_graph: Import, models: Path, ones: list[int]):
+    shape: list[int | str] = ["batch", CLASSES]
+    for axis in ones:
+        shape.insert(axis, 1)
     graph = classifier(ending="Softmax", score="row")
-    graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "behind"))
-    graph.graph.node.append(helper.make_node("Unsqueeze", ["row", "behind"], ["scores"]))
-    graph.graph.output[0].CopyFrom(
-        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", CLASSES, 1, 1])
-    )
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(ones), "ones"))
+    graph.graph.node.append(helper.make_node("Unsqueeze", ["row", "ones"], ["scores"]))
+    graph.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, shape))
     result = import_graph(graph)
 
     assert result.exit_code == 0, result.stderr

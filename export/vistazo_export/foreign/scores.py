@@ -55,7 +55,7 @@ def scores_output(
 
 
 def class_scores(rows: Array) -> npt.NDArray[np.float32]:
-    """Return an output's rows, N × classes or N × classes × 1 × 1, as N × classes."""
+    """Return an output's rows, N × classes with or without dimensions of 1, as N × classes."""
     return rows.reshape(len(rows), -1).astype(np.float32)
 
 
@@ -88,8 +88,8 @@ def _choose(interface: OnnxInterface, answers: Mapping[str, Array], wanted: str,
 
 
 def _is_row(shape: tuple[int, ...]) -> bool:
-    """Say whether a sample's answer is classes, or classes × 1 × 1, with at least two."""
-    return len(shape) > 0 and shape[0] > 1 and all(size == 1 for size in shape[1:])
+    """Say whether a sample's answer is two or more classes, among whatever dimensions of 1."""
+    return sum(size != 1 for size in shape) == 1 and 0 not in shape
 
 
 def _kind(scores: npt.NDArray[np.float32], tensor: TensorInfo, operator: str, said: str) -> "Output.Kind":

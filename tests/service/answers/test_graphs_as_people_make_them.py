@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from support.foreign import CLASSES, SIDE, classifier
 from support.graphs import write_graph
@@ -91,6 +91,16 @@ async def test_an_output_that_cannot_be_served_is_left_aside_and_said(tmp_path: 
 @pytest.mark.parametrize("batch", ["N", "anything", -1])
 async def test_a_batch_made_dynamic_by_hand_is_served_in_batches(tmp_path: Path, batch: int | str):
     await check_served(by_hand(batch), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(0, 1, CLASSES), (0, 1, 1, CLASSES), (0, CLASSES, 1, 1)])
+async def test_scores_among_dimensions_of_one_are_served(tmp_path: Path, shape: tuple[int, ...]):
+    model = classifier(ending="Softmax", score="row")
+    model.graph.node.append(helper.make_node("Reshape", ["row", "shape"], ["scores"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "shape"))
+    dims = ["batch", *shape[1:]]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, dims))
+    await check_served(model, tmp_path)
 
 
 @pytest.mark.parametrize("batch", ["N", -1])
