@@ -224,8 +224,11 @@ def _recorded_recipe(manifest: ModelManifest, weights_files: Sequence[Path]) -> 
         return untrained
     for file in weights_files:
         if sha256_of(file) == record.sha256:
+            # Exports from before it was asked for were all made so.
+            as_ever = {"transform_input": "true"} if manifest.architecture in zoo.RENORMALISING else {}
+            builder = as_ever | dict(record.builder)
             options = zoo.CheckpointOptions(
-                record.state_dict_key, tuple(record.ignored_keys), tuple(sorted(record.builder.items()))
+                record.state_dict_key, tuple(record.ignored_keys), tuple(sorted(builder.items()))
             )
             return zoo.resolve(manifest.architecture, str(file), labels, options=options)
     raise WeightsError(f"none of the files given is {record.name} (SHA-256 {record.sha256[:12]}…)")

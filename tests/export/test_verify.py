@@ -9,6 +9,10 @@ import onnx
 import pytest
 from click.testing import Result
 
+from vistazo_export.networks.download import sha256_of
+from vistazo_export.verify import _recorded_recipe
+from vistazo_proto.manifest_pb2 import ModelManifest, Weights
+
 EditManifest = Callable[[Callable[[dict], object]], None]
 
 
@@ -163,3 +167,25 @@ def test_a_model_that_is_not_there_and_an_empty_repository_are_told(
     (tmp_path / "empty").mkdir()
     assert vistazo("verify", tmp_path / "empty").stderr.startswith("Error: no models in ")
     assert vistazo("verify", tmp_path / "gone").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [({}, "true"), ({"transform_input": "false"}, "false"), ({"transform_input": "true"}, "true")],
+)
+@pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])
+def test_a_checkpoint_from_before_transform_input_was_asked_for_is_built_as_it_was(
+    tmp_path: Path, architecture: str, recorded: dict[str, str], expected: str
+):
+    file = tmp_path / "own.pth"
+    file.write_bytes(b"weights")
+    manifest = ModelManifest(
+        architecture=architecture,
+        precision="fp32",
+        labels=["a", "b"],
+        weights=Weights(source=Weights.CHECKPOINT, name=file.name, sha256=sha256_of(file), builder=recorded),
+    )
+
+    recipe = _recorded_recipe(manifest, [file])
+
+    assert dict(recipe.weights.options.builder) == {"transform_input": expected}

@@ -152,7 +152,12 @@ def read_checkpoint(path: Path) -> Contents:
             raise WeightsError(f"{path} is {what}")
     if start[257:262] == b"ustar":
         raise WeightsError(f"{path} is no weights file, but a tar archive: unpack it first")
-    contents = read_torch_file(path)
+    try:
+        contents = read_torch_file(path)
+    except WeightsError as error:
+        if path.suffix.lower() == ".onnx":
+            raise WeightsError(f"{path} goes with `vistazo import`, not with --weights: {error}") from error
+        raise
     _refuse_attacks(path, contents)
     return contents
 
@@ -189,15 +194,16 @@ def fit_checkpoint(
     whose they are. Then `module` is as it was.
     """
     expected = module.state_dict()
-    found = state_dict.found_in(contents)
+    found = in_file = state_dict.found_in(contents)
     if not found:
         raise WeightsError(
             f"{origin} holds no state dict (tensors by name), but {_what_it_is(contents.root)}"
         )
     if key:
-        found = state_dict.under(found, key)
+        found = state_dict.under(in_file, key)
         if not found:
-            raise WeightsError(f"{origin} has no state dict {key!r}; it has {_names(contents)}")
+            names = [".".join(each.path) or "one at the top" for each in in_file]
+            raise WeightsError(f"{origin} has no state dict {key!r}; it has {_some(names)}")
     readings = [reading for each in found for reading in state_dict.readings(each, expected, ignore=ignore)]
     chosen, others = state_dict.choose(readings)
     if not chosen.fits:
@@ -211,7 +217,7 @@ def fit_checkpoint(
     if chosen.aside:
         progress.warning(
             f"{origin}: left aside, as they play no part in inference: {len(chosen.aside)} keys "
-            f"({_some(list(chosen.aside))})"
+            f"({_some(chosen.aside)})"
         )
     tensors = {name: tensor.read() for name, tensor in chosen.tensors.items()}
     _check_types(tensors, expected, origin)
@@ -246,18 +252,13 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
         raise WeightsError(f"{origin} cannot be loaded: {_one_line(error)}") from error
 
 
-def _names(contents: Contents) -> str:
-    names = [".".join(found.path) or "one at the top" for found in state_dict.found_in(contents)]
-    return _some(names)
-
-
 def _misfit(reading: Reading, expected: Mapping[str, Tensor]) -> str:
     """Return what keeps tensors from being a network's, and what can be done."""
     problems = []
     if reading.missing:
-        problems.append(f"missing {_some(list(reading.missing))}")
+        problems.append(f"missing {_some(reading.missing)}")
     if reading.unexpected:
-        problems.append(f"unexpected {_some(list(reading.unexpected))}")
+        problems.append(f"unexpected {_some(reading.unexpected)}")
     shapes = {name: (reading.tensors[name].shape, tuple(expected[name].shape)) for name in reading.reshaped}
     if shapes:
         said = [f"{name} {_shape(had)} for {_shape(wanted)}" for name, (had, wanted) in shapes.items()]
@@ -305,7 +306,7 @@ def _what_it_is(root: object) -> str:
     return _describe(root if mapping is None else mapping)
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     """Return the first few names, and how many more there are."""
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

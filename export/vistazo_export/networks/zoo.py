@@ -27,6 +27,9 @@ UNTRAINED_SEED = 0
 OWN_NETWORKS = ("lenet", "nin")
 """The networks that torchvision lacks."""
 
+RENORMALISING = frozenset({"googlenet", "inception_v3"})
+"""Networks whose builder may make them normalise their input a second time, as `transform_input` says."""
+
 # The schemas torchvision's import looks for, of the two compiled operators it needs in order to exist.
 MISSING_SCHEMAS = (
     ("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
@@ -278,7 +281,7 @@ def _build(recipe: Recipe, *, seed: int) -> nn.Module:
 
 def _builder_options(recipe: Recipe) -> dict[str, Any]:
     """Return what some builders must be told so that the network computes as it did where it was trained."""
-    if recipe.architecture in {"googlenet", "inception_v3"}:
+    if recipe.architecture in RENORMALISING:
         said = dict(recipe.weights.options.builder)
         if (
             recipe.weights.source == "checkpoint"

@@ -333,6 +333,13 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, what):
         read_checkpoint(tmp_path / "w.pth")
 
 
+def test_an_onnx_file_is_sent_to_the_command_that_takes_it(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch" + bytes(600))
+
+    with pytest.raises(WeightsError, match=r"model\.onnx goes with `vistazo import`"):
+        read_checkpoint(tmp_path / "model.onnx")
+
+
 # Hostile files
 
 
