@@ -162,16 +162,17 @@ class OnnxModel:
     def _load(self) -> None:
         session = self._start_session()
         signature = self._checked_signature(session)
+        # What we exported was tried in batches when it was; of what came from elsewhere nobody knows it.
+        was_checked = self._spec.weights != "imported"
         if self._spec.image is None:
             signature, self._zero = settle(session, signature, self._path)
         else:
             (self._zero,) = zeros(signature)
-            if self._batch_limit.ceiling > 1:
+            if not was_checked and self._batch_limit.ceiling > 1:
                 signature = settle_images(session, signature, self._path)
         self.signature = signature
         self._batch_limit = replace(self._batch_limit, ceiling=_ceiling(signature, self._batch_limit.ceiling))
-        # What we exported was checked when it was; of what came from elsewhere nobody knows it.
-        may_share = self._spec.weights == "imported" and self._batch_limit.ceiling > 1
+        may_share = not was_checked and self._batch_limit.ceiling > 1
         if may_share and self._zero is not None and feels_batch_mates(session, signature, self._zero):
             reason = "a sample's answer depends on the others in its batch"
             log.warning("samples_run_one_by_one", path=str(self._path), reason=reason)
