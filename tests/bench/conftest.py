@@ -1,6 +1,5 @@
 """A scripted asyncio gRPC server in the test's own loop."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,16 +9,6 @@ import grpc.aio
 import pytest
 
 from vistazo_bench.measuring.load import CLASSIFY_METHOD, Target
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_event_loop():
-    """Hold an event loop where looptime looks for one; it would make one that nobody closes."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    loop.close()
-
 
 Behaviour = Callable[[int, grpc.aio.ServicerContext], Awaitable[bytes]]
 

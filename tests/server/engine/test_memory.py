@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from support.graphs import graph, write_graph
-from support.resident import resident_mb
+from vistazo_bench.measuring.machine import resident_bytes
 from vistazo_server.engine import memory
 
 
@@ -18,11 +18,11 @@ def test_freed_memory_is_given_back():
     # Small pieces, below the size from which each is a mapping of its own; the last one pins the heap's end.
     pieces = [bytearray(100_000) for _ in range(2_000)]
     pin = bytearray(100_000)
-    full = resident_mb()
+    full = resident_bytes(os.getpid())
     del pieces
     memory.give_back()
 
-    assert resident_mb() < full - 150
+    assert resident_bytes(os.getpid()) < full - 150e6
     assert len(pin) == 100_000
 
 
@@ -86,20 +86,20 @@ def test_the_operator_may_choose_how_many_heaps(tmp_path):
 SAMPLE_MB = 16
 
 GROWTH_OF_A_WARM_UP = """
-import asyncio, sys
+import asyncio, os, sys
 from pathlib import Path
 from support.cpu_model import cpu_model
-from support.resident import resident_mb
+from vistazo_bench.measuring.machine import resident_bytes
 from vistazo_server.engine.onnx_model import BatchLimit
 
 async def main():
     # No batch is fast enough for that: one by one.
     limit = BatchLimit(ceiling=16, is_fixed=False, slo=1e-6)
-    before = resident_mb()
+    before = resident_bytes(os.getpid())
     with cpu_model(Path(sys.argv[1]), "wide", batch_limit=limit) as model:
         await model.load()
         assert max(model.latency.table()) > model.max_batch_size == 1
-        print(resident_mb() - before)
+        print((resident_bytes(os.getpid()) - before) / 1e6)
         await model.close()
 
 asyncio.run(main())

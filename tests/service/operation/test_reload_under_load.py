@@ -3,6 +3,7 @@ versions, and the server's memory stays as it is.
 """
 
 import asyncio
+import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import pytest
 from support.process import ServerProcess, server_process
 from support.serving import PATIENCE_SECONDS, probabilities, raw, softmax, until
 from support.tiny import LABELS, plain, tiny_manifest, tiny_model, write_model
+from vistazo_bench.measuring.machine import resident_bytes
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_proto import open_inference_pb2, open_inference_pb2_grpc
@@ -45,9 +47,8 @@ def publish(models: Path, version: int) -> None:
     write_model(models, version=version, model=graph, manifest=manifest)
 
 
-def resident_mib(pid: int | str) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+def resident_mib(pid: int) -> float:
+    return resident_bytes(pid) / 2**20
 
 
 def growth(mib: list[float]) -> float:
@@ -210,6 +211,6 @@ def test_an_instance_lost_at_each_swap_would_show(tmp_path):
         session = create_session(path, device="cpu", threads=1)
         session.run(None, {"images": np.zeros((8, 4, 4, 3), dtype=np.uint8)})
         kept.append(session)
-        mib.append(resident_mib("self"))
+        mib.append(resident_mib(os.getpid()))
 
     assert growth(mib) > 2 * MOST_GROWTH_MIB_A_SWAP, mib
