@@ -21,12 +21,15 @@ PAUSE_SECONDS = 0.005
 
 LONG_SECONDS = 20.0
 """The deadline of an attacker that has a patient one."""
+POLL_SECONDS = 0.01
 
 
 class Field:
     """One player's side of a server."""
 
-    def __init__(self, port: int, token: str, seconds: float, *, seed: int = 0) -> None:
+    def __init__(
+        self, port: int, token: str, seconds: float, *, attacking: bool = True, seed: int = 0
+    ) -> None:
         self.port = port
         self.token = token
         self.metadata = (("authorization", f"Bearer {token}"),)
@@ -35,13 +38,27 @@ class Field:
         """How an attack's requests ended: status → times."""
         self.ended = asyncio.Event()
         self._seconds = seconds
+        self._attacking = attacking
+        self._clock: asyncio.Task[None] | None = None
         self._channels: list[grpc.aio.Channel] = []
 
     async def begin(self) -> None:
-        """Say that everything is prepared, wait for the word, and start the clock."""
+        """Say that everything is prepared, wait for the word, and start the clock.
+
+        On a busy machine an attack may not get its turn within the time: the end waits until one of its
+        requests has ended, LONG_SECONDS more at most.
+        """
         print("ready", flush=True)  # noqa: T201  to the one who started this process
         await asyncio.to_thread(sys.stdin.readline)
-        asyncio.get_running_loop().call_later(self._seconds, self.ended.set)
+        self._clock = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._seconds)
+        latest = loop.time() + LONG_SECONDS
+        while self._attacking and not self.endings and loop.time() < latest:
+            await asyncio.sleep(POLL_SECONDS)
+        self.ended.set()
 
     def channel(self) -> grpc.aio.Channel:
         """Return a new connection, which ends with the field."""

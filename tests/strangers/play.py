@@ -20,7 +20,7 @@ NICE_OF_ATTACKERS = 19
 
 async def play(*, attack: str, kind: str, rate: float, deadline: float, **of_field: Any) -> dict[str, Any]:
     """Return the good caller's report, or how an attack's requests ended."""
-    field = Field(**of_field)
+    field = Field(**of_field, attacking=bool(attack))
     try:
         if not attack:
             return await good(field, kind, rate, deadline)

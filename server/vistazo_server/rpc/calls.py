@@ -108,7 +108,7 @@ class Rpc:
         meaning = _meaning(error)
         code = _code_of(meaning, context)
         self.ended(code, started)
-        expected = isinstance(meaning, ServingError | grpc.aio.AbortError)
+        expected = isinstance(meaning, ServingError | grpc.aio.AbortError | grpc.aio.InternalError)
         crashed = isinstance(meaning, Exception) and not expected
         if crashed:
             log.error("request_crashed", method=self.method, exc_info=meaning)
@@ -174,8 +174,9 @@ def _code_of(error: BaseException, context: Context) -> grpc.StatusCode:
     """Return the status that an RPC ends with when its behaviour raised `error`."""
     if isinstance(error, ServingError):
         return error.code
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        # The caller went away, or its deadline passed while the handler ran.
+    if isinstance(error, asyncio.CancelledError | GeneratorExit | grpc.aio.InternalError):
+        # The caller went away, or its deadline passed while the handler ran. Its connection may end a moment
+        # before grpc knows: a read or a write of that moment fails with an InternalError.
         left = seconds_left(context)
         late = left is not None and left < DEADLINE_TOLERANCE
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, Literal, TextIO
 
+import grpc.aio
 import structlog
 
 from vistazo_server.telemetry import request_id, tracing
@@ -129,6 +130,16 @@ def _tell(_logger: object, _method: str, event: structlog.typing.EventDict) -> s
     return event
 
 
+def _is_of_the_server(record: logging.LogRecord) -> bool:
+    """Return False for what grpc logs as an error when a caller is gone.
+
+    It is silent about a write to a caller that has gone, unless that fails in the moment before it knows:
+    then it draws a traceback of its InternalError. The RPC is counted as CANCELLED in both cases.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.InternalError)
+
+
 def configure(*, level: str, log_format: Literal["auto", "json", "console"]) -> None:
     """Set the process's logging up; called once, by the command, never by a library module."""
     people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
@@ -161,6 +172,7 @@ def configure(*, level: str, log_format: Literal["auto", "json", "console"]) -> 
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(_is_of_the_server)
     handler.addFilter(limit.filter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 

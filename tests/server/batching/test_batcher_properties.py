@@ -6,13 +6,13 @@ import math
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-import looptime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.engine import FakeEngine, sample
 from support.examples import examples
+from support.virtual_time import SimulatedLoop
 from vistazo_server.batching.batch import Answer, Ran
 from vistazo_server.batching.batcher import DynamicBatcher
 from vistazo_server.batching.device import DeviceScheduler
@@ -122,7 +122,7 @@ plays = st.builds(
 @settings(max_examples=examples(400), deadline=None)
 @given(play=plays)
 def test_every_request_ends_exactly_once_with_its_own_rows_or_an_honest_error(play):
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         runner.run(_play(play))
 
 
@@ -262,12 +262,12 @@ def test_a_cancellation_at_any_turn_of_the_loop_costs_nobody_else_anything(
             if isinstance(end, Answer):
                 assert int(end.rows[0][0]) == 1000 + value
 
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         runner.run(main())
 
 
 def test_the_fake_engine_fails_on_poison():
     engine = FakeEngine()
     engine.poison = {3}
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner, pytest.raises(RuntimeError):
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner, pytest.raises(RuntimeError):
         runner.run(engine.run(lambda: [sample(3)]))

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import looptime
 import pytest
 
 from support.engine import FakeEngine, batching, sample
+from support.virtual_time import SimulatedLoop
 from vistazo_server.batching.batch import Ran
 from vistazo_server.batching.latency import LatencyModel
 from vistazo_server.errors import DeadlineExceededError, OverloadedError
@@ -150,7 +150,7 @@ async def goodputs(machine: Machine, disturbance: Disturbance) -> dict[str, floa
 
 
 def play(machine: Machine, disturbance: Disturbance) -> dict[str, float]:
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         return runner.run(goodputs(machine, disturbance))
 
 

@@ -9,10 +9,10 @@ import math
 import random
 from collections import Counter
 
-import looptime
 import pytest
 
 from support.engine import FakeEngine, batching, sample
+from support.virtual_time import SimulatedLoop
 from vistazo_server.batching.batcher import DynamicBatcher
 from vistazo_server.batching.latency import LatencyModel
 from vistazo_server.errors import DeadlineExceededError, DeadlineUnreachableError
@@ -83,7 +83,7 @@ async def spell_of_load(*, load: float, deadline: float, jitter: float) -> tuple
 
 
 def play(**options: float) -> tuple[Counter[str], JitteryEngine]:
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         return runner.run(spell_of_load(**options))
 
 

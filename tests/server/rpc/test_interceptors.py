@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 import grpc
 import grpc.aio
 import pytest
+import structlog
+from grpc._cython.cygrpc import ExecuteBatchError
 from prometheus_client import CollectorRegistry
 
 from vistazo_server.errors import InferenceError, InvalidRequestError, without_frames
@@ -51,10 +53,10 @@ async def no_more_than(allowed, kind):
 
 
 @asynccontextmanager
-async def door(tokens=None, service=SERVICE, **handlers):
+async def door(tokens=None, service=SERVICE, registry=None, **handlers):
     """Hold an interceptor before `handlers`, methods of a service, and a channel to it."""
     server = grpc.aio.server()
-    interceptor = RpcInterceptor(Metrics(CollectorRegistry()), server, tokens=tokens)
+    interceptor = RpcInterceptor(Metrics(registry or CollectorRegistry()), server, tokens=tokens)
     made = {
         name: make(behaviour, request_deserializer=Message) for name, (make, behaviour) in handlers.items()
     }
@@ -129,6 +131,43 @@ async def test_who_was_served_with_one_that_failed_is_answered(error):
         told.set()
 
         assert await second == b"the answer"
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_a_stream_whose_connection_ends_before_grpc_knows_is_cancelled_and_no_fault(kind):
+    """grpc then raises an InternalError of its own out of a read or a write."""
+
+    async def behave(request, context):
+        if kind == "read":
+            raise ExecuteBatchError("Failed execute_batch: (ReceiveMessageOperation,)")
+        await context.write(b"x")
+        raise ExecuteBatchError("Failed execute_batch: (SendMessageOperation,)")
+
+    registry = CollectorRegistry()
+    with structlog.testing.capture_logs() as logged:
+        async with door(registry=registry, Classify=stream(behave)) as (_, channel):
+            call = channel.stream_stream(f"/{SERVICE}/Classify")(timeout=1)
+            assert await status(drained(call)) != "OK"
+            while not (ended := handled(registry)):
+                await asyncio.sleep(0.01)
+
+    assert ended == {"CANCELLED": 1}
+    assert [line for line in logged if line["log_level"] != "debug"] == []
+
+
+async def drained(call):
+    async for _ in call:
+        pass
+
+
+def handled(registry):
+    """Return how many RPCs ended with each status."""
+    return {
+        sample.labels["grpc_code"]: sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "grpc_server_handled_total" and sample.value
+    }
 
 
 class FakeContext:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import structlog
+from grpc._cython.cygrpc import ExecuteBatchError
 
 from vistazo_server.telemetry import logs, request_id
 
@@ -283,6 +284,20 @@ def test_libraries_are_limited_by_their_loggers_name(said):
     assert len(lines) == logs.BURST_LINES + 1
     assert "a callback failed" in lines[-1]
     assert str(300 - logs.BURST_LINES) in lines[-1]
+
+
+def test_a_write_that_fails_because_its_caller_is_gone_is_no_error_of_the_servers(said):
+    """grpc logs it as one when the write fails in the moment before it knows that the caller is gone."""
+    grpc_log = logging.getLogger("grpc._cython.cygrpc")
+    for failure in (ExecuteBatchError("Failed execute_batch"), ValueError("a fault")):
+        try:
+            raise failure
+        except (ExecuteBatchError, ValueError):
+            grpc_log.exception("%s raised by servicer method", type(failure).__name__)
+    text = uncoloured(said())
+
+    assert "ExecuteBatchError" not in text
+    assert "ValueError: a fault" in text
 
 
 def test_a_line_that_is_written_while_another_is_being_admitted_blocks_nobody():

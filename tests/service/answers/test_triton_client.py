@@ -41,6 +41,8 @@ class Suite:
     fill: Callable[[Path], object]
     """Writes the models into an empty repository."""
     flags: tuple[str, ...] = ()
+    slow: bool = False
+    """Networks up to VGG-19, each made, run and compared: some twenty seconds."""
 
     @property
     def path(self) -> Path:
@@ -89,8 +91,8 @@ SUITES = {
     "control": Suite(
         "suite_control.py", fill_for_control, ("--model-control", "explicit", "--load", "scaled")
     ),
-    "light, bare": Suite("suite_light.py", fill_with_bare_networks),
-    "light, imported": Suite("suite_light.py", fill_with_imported_networks),
+    "light, bare": Suite("suite_light.py", fill_with_bare_networks, slow=True),
+    "light, imported": Suite("suite_light.py", fill_with_imported_networks, slow=True),
 }
 
 
@@ -150,7 +152,12 @@ def read_report(path: Path) -> dict[str, list[str | None]]:
 
 @pytest.mark.timeout(SUITE_SECONDS + 100)
 @pytest.mark.parametrize(
-    ("suite", "name"), [(suite, name) for suite in SUITES for name in SUITES[suite].names()]
+    ("suite", "name"),
+    [
+        pytest.param(title, name, marks=[pytest.mark.slow] if suite.slow else [])
+        for title, suite in SUITES.items()
+        for name in suite.names()
+    ],
 )
 def test_with_nvidias_client(outcomes: Callable[[str], dict[str, list[str | None]]], suite: str, name: str):
     cases = outcomes(suite).get(name, [])
