@@ -36,9 +36,10 @@ serve: $(STAMP) ## Serve ./models on 127.0.0.1:8001
 ##@ Test
 # Hundreds of processes start: with their bytecode kept, none compiles what another has.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --quiet
-# Two tests at a time, each module's in one process. OpenMP's threads of both would wait for one another by turning.
+# Three tests at a time, as a third of their time is waiting; each module's in one process. OpenMP's threads of
+# all would wait for one another by turning.
 test: $(STAMP) ## The tests, but for those that are slow by nature or have to run alone
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope -m "not slow and not serial"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 3 --dist loadscope -m "not slow and not serial"
 
 test-slow: $(STAMP) ## Those: containers, a minute of soak, fuzzing, attacks, 100 reloads, perf_analyzer, load
 	$(PYTEST) -m "slow or serial"
