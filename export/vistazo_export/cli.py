@@ -86,6 +86,14 @@ _max_batch = click.option(
     help="Class labels: one per line, numbered, JSON, or with WordNet ids; their number sets the network's "
     "number of classes.",
 )
+@click.option(
+    "--preprocess",
+    metavar="imagenet|WEIGHTS|FILE",
+    default="",
+    help="How images were prepared for the weights, if not as for the published ones: torchvision's usual "
+    "way; as for weights such as ResNet50_Weights.IMAGENET1K_V1; or as a file says: TOML or JSON with the "
+    "manifest's preprocessing fields, a timm model's config.json, a Hugging Face preprocessor_config.json.",
+)
 @click.option("--name", metavar="NAME", default="", help="Name in the repository, if not the network's.")
 @_weights_mirror
 @click.option(
@@ -118,6 +126,7 @@ def export_command(
     ignore_keys: tuple[str, ...],
     builder: tuple[str, ...],
     labels: Path | None,
+    preprocess: str,
     name: str,
     weights_mirror: str | None,
     allow_untrained: bool,
@@ -157,6 +166,7 @@ def export_command(
                 weights=weights,
                 checkpoint=CheckpointOptions(state_dict_key, ignore_keys, options),
                 labels=labels,
+                preprocess=preprocess,
                 weights_mirror=weights_mirror,
                 allow_untrained=allow_untrained,
                 precision=precision,
@@ -181,11 +191,12 @@ def export_command(
 @_repository
 @click.option(
     "--preprocess",
-    metavar="imagenet|none|FILE",
+    metavar="imagenet|none|WEIGHTS|FILE",
     default="",
     help="How an image becomes the input: torchvision's usual way; not at all, so that the model is served "
-    "over Open Inference only; or as a TOML or JSON file says, whose keys are the manifest's "
-    "preprocessing fields.",
+    "over Open Inference only; as for weights such as ResNet50_Weights.IMAGENET1K_V1; or as a file says: "
+    "TOML or JSON with the manifest's preprocessing fields, a timm model's config.json, a Hugging Face "
+    "preprocessor_config.json.",
 )
 @click.option(
     "--labels",

@@ -15,6 +15,8 @@ from vistazo_export.foreign.imported import check_external_files
 from vistazo_export.networks import zoo
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.labels import read_labels
+from vistazo_export.networks.preprocess import sentence, with_preprocess
+from vistazo_export.networks.preset import to_proto
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import (
@@ -43,6 +45,8 @@ class ExportRequest:
     checkpoint: zoo.CheckpointOptions = zoo.NOTHING_SAID
     """Of a weights file."""
     labels: Path | None = None
+    preprocess: str = ""
+    """As `preprocess.read_preprocess` takes it; empty: as published."""
     weights_mirror: str | None = None
     allow_untrained: bool = False
     """Fall back to seeded random weights where the published ones cannot be had."""
@@ -93,6 +97,9 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
     progress.stage("resolving")
     labels = None if request.labels is None else read_labels(request.labels, progress)
     recipe = zoo.resolve(request.architecture, request.weights, labels, options=request.checkpoint)
+    if request.preprocess:
+        recipe = with_preprocess(recipe, request.preprocess)
+    progress.note(f"{name}: preprocessing: {sentence(to_proto(recipe.preset))}; {_origin(recipe)}")
     calibration = _calibration(request, recipe)
     newest = newest_version(request.repository, name)
 
@@ -138,6 +145,18 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
         progress.stage("publishing")
         version = repo.publish(staged, request.repository)
     return ExportedModel(manifest, version, time.monotonic() - started, published=True)
+
+
+def _origin(recipe: zoo.Recipe) -> str:
+    """Say where the preprocessing comes from, and what to do where that is a guess."""
+    if recipe.preset_is_told or recipe.weights.source == "pretrained":
+        return f"from {recipe.preset_from}"
+    if recipe.weights.source == "untrained":
+        return f"from {recipe.preset_from}, the published weights"
+    return (
+        f"assumed from {recipe.preset_from}, the published weights; if {recipe.weights.name} was trained "
+        "with another, say it with --preprocess"
+    )
 
 
 def check_name(name: str) -> None:

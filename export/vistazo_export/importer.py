@@ -14,18 +14,16 @@ from vistazo_export.checks.parity import open_session
 from vistazo_export.errors import GraphError, RepositoryError, UndecidedError
 from vistazo_export.exporter import ExportedModel, check_name, newest_version
 from vistazo_export.foreign.image_input import (
-    IMAGENET,
     ImageOptions,
     image_input,
     image_tensor,
-    preprocessing_for,
-    read_preprocessing,
 )
 from vistazo_export.foreign.imported import batch_limit, image_feeds, is_batched, random_feeds, run_graph
 from vistazo_export.foreign.interface import OnnxInterface, check_model, read_interface
 from vistazo_export.foreign.scores import scores_output
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.labels import read_labels
+from vistazo_export.networks.preprocess import IMAGENET, NONE, preprocessing_for, read_preprocess, sentence
 from vistazo_export.networks.zoo import torchvision_models
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
@@ -48,7 +46,7 @@ class ImportRequest:
     name: str
     repository: Path
     preprocess: str = ""
-    """"imagenet", "none" or a file; empty: not said."""
+    """"none", or as `preprocess.read_preprocess` takes it; empty: not said."""
     labels: str = ""
     """"imagenet" or a file; empty: none."""
     image: ImageOptions = field(default_factory=ImageOptions)
@@ -71,7 +69,7 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
     check_name(request.name)
     progress.stage("reading")
     interface = read_interface(request.model)
-    manifest = _plan(request, interface)
+    manifest = _plan(request, interface, progress)
     if interface.aside:
         listed = ", ".join(map(str, interface.aside))
         progress.warning(f"{request.name}: left aside, since only tensors can be served: {listed}")
@@ -100,7 +98,7 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
     return ExportedModel(manifest, number, time.monotonic() - started, published=True)
 
 
-def _plan(request: ImportRequest, interface: OnnxInterface) -> ModelManifest:
+def _plan(request: ImportRequest, interface: OnnxInterface, progress: Progress) -> ModelManifest:
     """Return the manifest as far as it is known without running the graph."""
     made_with = {package: version(package) for package in MADE_WITH}
     if interface.producer:
@@ -117,8 +115,7 @@ def _plan(request: ImportRequest, interface: OnnxInterface) -> ModelManifest:
             "a graph does not say how an image becomes its input: say --preprocess imagenet, --preprocess "
             "FILE, or --preprocess none to serve it over Open Inference only"
         )
-    fields = read_preprocessing(request.preprocess)
-    if fields is None:
+    if request.preprocess == NONE:
         if request.image != ImageOptions():
             raise UndecidedError(
                 "--layout, --size and --channels are of images, --preprocess none takes none"
@@ -128,8 +125,11 @@ def _plan(request: ImportRequest, interface: OnnxInterface) -> ModelManifest:
         return manifest
     tensor = image_tensor(interface)
     manifest.max_batch_size = batch_limit([tensor], request.max_batch_size)
-    manifest.input.CopyFrom(image_input(tensor, request.image, fields))
-    manifest.preprocessing.CopyFrom(preprocessing_for(request.preprocess, fields, manifest.input))
+    described = read_preprocess(request.preprocess)
+    manifest.input.CopyFrom(image_input(tensor, request.image, described.fields))
+    manifest.preprocessing.CopyFrom(preprocessing_for(described, manifest.input))
+    said = sentence(manifest.preprocessing, normalises="normalised by the graph, as it takes UINT8")
+    progress.note(f"{request.name}: preprocessing: {said}; from {described.origin}")
     return manifest
 
 

@@ -18,6 +18,8 @@ class Progress:
     """Called with the bytes so far and the total, None where the host does not say it."""
     warning: Callable[[str], None] = _ignore
     """Called with one line that the user must see though the work goes on."""
+    note: Callable[[str], None] = _ignore
+    """Called with one line about what was decided."""
 
 
 SILENT = Progress()

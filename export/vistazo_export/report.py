@@ -69,7 +69,11 @@ class Report:
     def model(self, name: str) -> Iterator[Progress]:
         """Give the callbacks that show the progress of one model."""
         if not self._errors.is_terminal:
-            yield Progress(stage=lambda stage: click.echo(f"{name}: {stage}", err=True), warning=self._warn)
+            yield Progress(
+                stage=lambda stage: click.echo(f"{name}: {stage}", err=True),
+                warning=self._warn,
+                note=self._note,
+            )
             return
         download: TaskID | None = None
 
@@ -85,7 +89,7 @@ class Report:
                 download, completed=done, total=total, description=f"{escape(name)}: {megabytes}"
             )
 
-        yield Progress(stage=stage, downloaded=downloaded, warning=self._warn)
+        yield Progress(stage=stage, downloaded=downloaded, warning=self._warn, note=self._note)
         if download is not None:
             self._bars.remove_task(download)
         self._bars.advance(self._all_models)
@@ -133,6 +137,12 @@ class Report:
             self._warn("untrained logits are all but equal, so int8's share of top-1 says little of int8")
         for failure in self.failures:
             click.echo(f"Error: {failure}", err=True)
+
+    def _note(self, text: str) -> None:
+        if self._errors.is_terminal:
+            self._errors.print(escape(text), highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=True)
 
     def _warn(self, text: str) -> None:
         if self._errors.is_terminal:

@@ -21,9 +21,11 @@ from vistazo_export.foreign.imported import check_external_files, check_imported
 from vistazo_export.foreign.interface import check_model, read_interface
 from vistazo_export.networks import zoo
 from vistazo_export.networks.download import sha256_of
+from vistazo_export.networks.preprocess import with_preprocessing
+from vistazo_export.networks.preset import to_proto
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
-from vistazo_export.publishing.manifest import read_manifest, triton_config
+from vistazo_export.publishing.manifest import PREPROCESS, read_manifest, triton_config
 from vistazo_proto.manifest_pb2 import ModelManifest, Parity
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
@@ -176,9 +178,13 @@ def _check_answers(
 ) -> None:
     """Compare the graph's answers with torch's, or at least with its own in other batches."""
     recipe = _recorded_recipe(manifest, weights_files)
-    if (recipe.preset.crop_size, recipe.preset.channels) != (manifest.input.height, manifest.input.channels):
+    size, preset = manifest.input, recipe.preset
+    if PREPROCESS in manifest.made_with:
+        # The user's word; that the graph does what is recorded is what the comparison shows.
+        recipe = with_preprocessing(recipe, manifest.preprocessing, manifest.made_with[PREPROCESS])
+    elif (preset.height, preset.width, preset.channels) != (size.height, size.width, size.channels):
         raise RepositoryError(f"the manifest's input is not that of {manifest.architecture}")
-    if recipe.preset.to_proto() != manifest.preprocessing:
+    if to_proto(recipe.preset) != manifest.preprocessing:
         result.problems.append(
             "the manifest's preprocessing is not that of the weights' own transforms: "
             + _differences(manifest, recipe)
@@ -248,7 +254,7 @@ def _published_as(architecture: str, name: str) -> zoo.Recipe:
 
 def _differences(manifest: ModelManifest, recipe: zoo.Recipe) -> str:
     """Name the fields of the preprocessing that differ, with both values."""
-    wanted = recipe.preset.to_proto()
+    wanted = to_proto(recipe.preset)
     pairs = (
         (name.name, getattr(manifest.preprocessing, name.name), getattr(wanted, name.name))
         for name in wanted.DESCRIPTOR.fields

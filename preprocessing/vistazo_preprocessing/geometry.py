@@ -1,4 +1,6 @@
-"""Sizes and crops, rounded as torchvision rounds them."""
+"""Sizes and crops, rounded as torchvision, timm and transformers round them."""
+
+import math
 
 from PIL import Image
 
@@ -13,20 +15,48 @@ def shortest_edge_size(width: int, height: int, edge: int) -> tuple[int, int]:
     return (edge, new_long) if width <= height else (new_long, edge)
 
 
-def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Crop around the centre; pad with zeros what is smaller.
+def ratio_size(width: int, height: int, to_width: int, to_height: int, *, cover: bool) -> tuple[int, int]:
+    """Width and height with the same aspect ratio, to cover `to_width` × `to_height` or to fit inside.
+
+    timm's ResizeKeepRatio: both edges are rounded half to even.
+    """
+    ratios = (height / to_height, width / to_width)
+    ratio = min(ratios) if cover else max(ratios)
+    # A strip of one pixel by a million would vanish.
+    return max(round(width / ratio), 1), max(round(height / ratio), 1)
+
+
+def centre_crop(
+    image: Image.Image, width: int, height: int, *, fill: tuple[int, ...] = (), down: bool = False
+) -> Image.Image:
+    """Crop around the centre; pad with `fill`, else with zeros, what is smaller.
 
     torchvision.transforms.functional.center_crop: Python's round, half to even, of half the excess;
-    padding is split with the larger half to the right and below.
+    padding is split with the larger half to the right and below. With `down`, transformers' center_crop: half
+    the excess is rounded down, and the larger half of the padding is to the left and above.
     """
     if image.size == (width, height):
         return image
     if image.width < width or image.height < height:
-        left = max((width - image.width) // 2, 0)
-        top = max((height - image.height) // 2, 0)
-        padded = Image.new(image.mode, (max(width, image.width), max(height, image.height)))
+        half = _half_up if down else _half_down
+        left = max(half(width - image.width), 0)
+        top = max(half(height - image.height), 0)
+        colour = fill[0] if len(fill) == 1 else (fill or 0)
+        padded = Image.new(image.mode, (max(width, image.width), max(height, image.height)), colour)
         padded.paste(image, (left, top))
         image = padded
-    left = round((image.width - width) / 2.0)
-    top = round((image.height - height) / 2.0)
+    nearest = _half_down if down else _half_to_even
+    left, top = nearest(image.width - width), nearest(image.height - height)
     return image.crop((left, top, left + width, top + height))
+
+
+def _half_down(pixels: int) -> int:
+    return pixels // 2
+
+
+def _half_up(pixels: int) -> int:
+    return math.ceil(pixels / 2)
+
+
+def _half_to_even(pixels: int) -> int:
+    return round(pixels / 2)

@@ -1,7 +1,8 @@
 """Preprocessor: an image of any size and format → the array that the model takes, uint8 H×W×C as a rule.
 
-Equal to torchvision's classification preset (`weights.transforms()`, before its normalisation) to the
-bit: the same Pillow resize with the same rounding, then the same centre crop. Where an image says more
+Equal to torchvision's classification preset (`weights.transforms()`, before its normalisation), to timm's
+transform and to transformers' processors with Pillow, to the bit: the same Pillow resize with the same
+rounding, then the same centre crop. Where an image says more
 than torchvision's usual `Image.open(f).convert("RGB")` looks at, this is what happens:
 
 - EXIF orientation is applied: the image is classified upright, as a viewer shows it.
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vistazo_preprocessing.errors import ImageError
-from vistazo_preprocessing.geometry import centre_crop, shortest_edge_size
+from vistazo_preprocessing.geometry import centre_crop, ratio_size, shortest_edge_size
 from vistazo_preprocessing.reading import reading
 from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
 
 _MODE: Final = {1: "L", 3: "RGB"}
+
+# How a small image can become one of more pixels than the model takes.
+_GROWING: Final = (ResizeMode.SHORTEST_EDGE, ResizeMode.COVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,10 @@ class Preprocessor:
     def __init__(self, spec: PreprocessSpec, *, max_pixels: int) -> None:
         self._spec = spec
         self._max_pixels = max_pixels
-        self.takes_pixels = spec.layout is Layout.NHWC and spec.dtype == "uint8"
+        self.takes_pixels = spec.layout is Layout.NHWC and spec.dtype == "uint8" and not spec.bgr
         """Whether decoded pixels of the right size are the model's input as they are."""
-        # (value / 255 - mean) / std, as one product and one sum for each channel, in single precision.
-        self._scale = np.array([1 / (255 * std) for std in spec.std], dtype=np.float32)
+        # (value / 255 * range - mean) / std, as one product and one sum a channel, in single precision.
+        self._scale = np.array([spec.value_range / (255 * std) for std in spec.std], dtype=np.float32)
         self._shift = np.array(
             [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)], dtype=np.float32
         )
@@ -67,9 +71,9 @@ class Preprocessor:
     def _arranged(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Return uint8 H×W×C pixels in the model's layout and dtype."""
         spec = self._spec
-        values: NDArray[Any] = pixels
+        values: NDArray[Any] = pixels[:, :, ::-1] if spec.bgr else pixels
         if spec.dtype != "uint8":
-            values = (pixels * self._scale + self._shift).astype(spec.dtype, copy=False)
+            values = (values * self._scale + self._shift).astype(spec.dtype, copy=False)
         if spec.layout is Layout.NCHW:
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(values)
@@ -106,12 +110,23 @@ class Preprocessor:
         Raises ImageError when that is more than allowed.
         """
         self._check_pixels(width, height)
-        if self._spec.resize_mode is ResizeMode.STRETCH:
-            return width * height
         # A strip of one pixel by a million passes as small and grows here.
-        resized_width, resized_height = shortest_edge_size(width, height, self._spec.resize_size)
-        self._check_pixels(resized_width, resized_height, after="after resizing, ")
+        resized_width, resized_height = self._resized_size(width, height)
+        if self._spec.resize_mode in _GROWING:
+            self._check_pixels(resized_width, resized_height, after="after resizing, ")
         return max(width * height, resized_width * resized_height)
+
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height that an image of this size has between resizing and cropping."""
+        spec = self._spec
+        if spec.resize_mode is ResizeMode.SHORTEST_EDGE:
+            return shortest_edge_size(width, height, spec.resize_size)
+        if spec.resize_mode is ResizeMode.STRETCH:
+            return (spec.resize_width or spec.width, spec.resize_height or spec.height)
+        if spec.resize_mode is ResizeMode.NO_RESIZE:
+            return (width, height)
+        cover = spec.resize_mode is ResizeMode.COVER
+        return ratio_size(width, height, spec.resize_width, spec.resize_height, cover=cover)
 
     def _check_pixels(self, width: int, height: int, *, after: str = "") -> None:
         if width * height > self._max_pixels:
@@ -123,13 +138,12 @@ class Preprocessor:
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
         spec = self._spec
         image = _to_mode(image, _MODE[spec.channels])
-        if spec.resize_mode is ResizeMode.STRETCH:
-            size = (spec.width, spec.height)
-        else:
-            size = shortest_edge_size(image.width, image.height, spec.resize_size)
+        size = self._resized_size(image.width, image.height)
         # Pillow's bilinear and bicubic widen their support when they shrink: antialias is always on.
         resized = image if image.size == size else image.resize(size, spec.interpolation)
-        cropped = centre_crop(resized, spec.width, spec.height)
+        cropped = centre_crop(
+            resized, spec.width, spec.height, fill=spec.pad_color, down=spec.crop_rounds_down
+        )
         # A copy: the array must outlive the image, and be writable for whoever batches in place.
         return np.array(cropped, dtype=np.uint8).reshape(self.shape)
 

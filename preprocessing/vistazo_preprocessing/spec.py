@@ -11,6 +11,9 @@ class ResizeMode(Enum):
 
     SHORTEST_EDGE = "shortest_edge"
     STRETCH = "stretch"
+    COVER = "cover"
+    FIT = "fit"
+    NO_RESIZE = "no_resize"
 
 
 class Layout(Enum):
@@ -31,14 +34,25 @@ class PreprocessSpec:
     """1 (grey) or 3 (red, green, blue)."""
     resize_mode: ResizeMode
     resize_size: int
-    """Pixels of the shorter edge, with SHORTEST_EDGE."""
+    """Pixels of the shorter edge, with SHORTEST_EDGE; 0 with the others."""
     interpolation: Image.Resampling
     layout: Layout = Layout.NHWC
     dtype: str = "uint8"
     """uint8: the graph normalises. float32 or float16: the server does, by `mean` and `std`."""
     mean: tuple[float, ...] = ()
-    """One for each channel, of values in 0 to 1."""
+    """One for each channel, in the order that the network takes."""
     std: tuple[float, ...] = ()
+    resize_height: int = 0
+    """Pixels, with STRETCH, COVER and FIT; with STRETCH 0 is the crop's."""
+    resize_width: int = 0
+    bgr: bool = False
+    """Whether the channels become blue, green, red."""
+    value_range: int = 1
+    """What a white pixel is before `mean` and `std`: 1 or 255."""
+    pad_color: tuple[int, ...] = ()
+    """One for each channel, in RGB, 0 to 255: what pads a small image; empty is black."""
+    crop_rounds_down: bool = False
+    """Whether half a pixel beside the crop is rounded down, as transformers does, or to the even side."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -67,15 +67,27 @@ class Input(_message.Message):
     def __init__(self, tensor: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class Preprocessing(_message.Message):
-    __slots__ = ("resize_mode", "resize_size", "crop_height", "crop_width", "interpolation", "mean", "std")
+    __slots__ = ("resize_mode", "resize_size", "crop_height", "crop_width", "interpolation", "mean", "std", "resize_height", "resize_width", "channel_order", "value_range", "pad_color", "crop_rounding")
     class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         RESIZE_MODE_UNSPECIFIED: _ClassVar[Preprocessing.ResizeMode]
         SHORTEST_EDGE: _ClassVar[Preprocessing.ResizeMode]
         STRETCH: _ClassVar[Preprocessing.ResizeMode]
+        COVER: _ClassVar[Preprocessing.ResizeMode]
+        FIT: _ClassVar[Preprocessing.ResizeMode]
+        NO_RESIZE: _ClassVar[Preprocessing.ResizeMode]
     RESIZE_MODE_UNSPECIFIED: Preprocessing.ResizeMode
     SHORTEST_EDGE: Preprocessing.ResizeMode
     STRETCH: Preprocessing.ResizeMode
+    COVER: Preprocessing.ResizeMode
+    FIT: Preprocessing.ResizeMode
+    NO_RESIZE: Preprocessing.ResizeMode
+    class CropRounding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        HALF_TO_EVEN: _ClassVar[Preprocessing.CropRounding]
+        DOWN: _ClassVar[Preprocessing.CropRounding]
+    HALF_TO_EVEN: Preprocessing.CropRounding
+    DOWN: Preprocessing.CropRounding
     RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
     RESIZE_SIZE_FIELD_NUMBER: _ClassVar[int]
     CROP_HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +95,12 @@ class Preprocessing(_message.Message):
     INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_ORDER_FIELD_NUMBER: _ClassVar[int]
+    VALUE_RANGE_FIELD_NUMBER: _ClassVar[int]
+    PAD_COLOR_FIELD_NUMBER: _ClassVar[int]
+    CROP_ROUNDING_FIELD_NUMBER: _ClassVar[int]
     resize_mode: Preprocessing.ResizeMode
     resize_size: int
     crop_height: int
@@ -90,7 +108,13 @@ class Preprocessing(_message.Message):
     interpolation: str
     mean: _containers.RepeatedScalarFieldContainer[float]
     std: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., crop_height: _Optional[int] = ..., crop_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+    resize_height: int
+    resize_width: int
+    channel_order: str
+    value_range: int
+    pad_color: _containers.RepeatedScalarFieldContainer[int]
+    crop_rounding: Preprocessing.CropRounding
+    def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., crop_height: _Optional[int] = ..., crop_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize_height: _Optional[int] = ..., resize_width: _Optional[int] = ..., channel_order: _Optional[str] = ..., value_range: _Optional[int] = ..., pad_color: _Optional[_Iterable[int]] = ..., crop_rounding: _Optional[_Union[Preprocessing.CropRounding, str]] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("tensor", "kind", "classes")

@@ -189,11 +189,14 @@ def test_a_file_says_it_in_the_manifests_words(
     [
         ({"resize": 256}, "unknown fields: resize; known are resize_mode"),
         ({"resize_mode": "squash"}, "resize_mode"),
-        ({"resize_mode": None}, "resize_mode must be SHORTEST_EDGE or STRETCH"),
+        ({"resize_mode": None}, "resize_mode must be SHORTEST_EDGE, STRETCH, COVER, FIT or NO_RESIZE"),
         ({"resize_mode": "SHORTEST_EDGE"}, "resize_size, the pixels of the shorter edge, is missing"),
         ({"resize_size": 256}, "resize_size goes with SHORTEST_EDGE only"),
         ({"crop_height": 7}, "crop_height and crop_width are 7×8, the graph takes 8×8"),
-        ({"interpolation": "lanczos"}, "must be one of nearest, bilinear, bicubic, not 'lanczos'"),
+        (
+            {"interpolation": "quadratic"},
+            "must be one of nearest, bilinear, bicubic, lanczos, box, hamming, not 'quadratic'",
+        ),
         ({"mean": [123.7, 116.3, 103.5]}, "divide those of 0 to 255 by 255"),
         ({"mean": [0.5]}, "mean and std need 3 values each, a channel, not 1 and 3"),
         ({"mean": "red"}, "mean"),
@@ -217,7 +220,7 @@ def test_a_file_that_cannot_be_meant_is_refused(
         ("p.json", b"{", "is not JSON"),
         ("p.json", b"[1]", "is no table of fields"),
         ("p.toml", b"\xff", "is not UTF-8"),
-        ("imagenett", None, "--preprocess takes imagenet, none or a file"),
+        ("imagenett", None, "--preprocess takes imagenet, none, weights of torchvision"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(

@@ -144,12 +144,13 @@ def run_onnx(
 
 def run_torch(network: LoadedNetwork, images: list[Image.Image]) -> Logits:
     """Return torch's logits, images × classes, after the network's own transforms."""
-    preset, transforms = network.recipe.preset, network.recipe.transforms
+    transforms = network.recipe.transforms
+    mode = "L" if network.recipe.preset.channels == 1 else "RGB"
     rows = []
     with torch.inference_mode():
         for start in range(0, len(images), TORCH_BATCH):
             chunk = images[start : start + TORCH_BATCH]
-            batch = torch.stack([transforms(image.convert(preset.pillow_mode)) for image in chunk])
+            batch = torch.stack([transforms(image.convert(mode)) for image in chunk])
             rows.append(network.module(batch).numpy())
     return np.concatenate(rows)
 

@@ -41,13 +41,21 @@ class ImageGraph(nn.Module):
     def __init__(self, network: nn.Module, preset: Preset) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(preset.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(preset.std).view(1, -1, 1, 1))
+        # Of values in 0 to 1 in RGB, whatever the network's are, so that all graphs begin alike.
+        order = slice(None, None, -1) if preset.bgr else slice(None)
+        mean = [value / preset.value_range for value in preset.mean[order]]
+        std = [value / preset.value_range for value in preset.std[order]]
+        self.bgr = preset.bgr
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise the images as torchvision does and return the network's logits."""
+        """Normalise the images, order their channels, and return the network's logits."""
         scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return cast("Tensor", self.network((scaled - self.mean) / self.std))
+        normalised = (scaled - self.mean) / self.std
+        if self.bgr:
+            normalised = normalised[:, [2, 1, 0]]
+        return cast("Tensor", self.network(normalised))
 
 
 def write_onnx(network: LoadedNetwork, path: Path) -> None:
@@ -61,9 +69,9 @@ def write_onnx(network: LoadedNetwork, path: Path) -> None:
         raise GraphError(
             f"{recipe.architecture} weighs {weighs / 1e9:.1f} GB; a single ONNX file holds at most 2 GB"
         )
-    size = recipe.preset.crop_size
-    example = torch.zeros(TRACED_BATCH, size, size, recipe.preset.channels, dtype=torch.uint8)
-    graph = ImageGraph(network.module, recipe.preset).eval()
+    preset = recipe.preset
+    example = torch.zeros(TRACED_BATCH, preset.height, preset.width, preset.channels, dtype=torch.uint8)
+    graph = ImageGraph(network.module, preset).eval()
     with _quiet_exporter():
         try:
             program = torch.onnx.export(

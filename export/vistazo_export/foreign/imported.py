@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from PIL import Image
 
 from vistazo_export.checks.parity import BOUNDS, batch_sizes_up_to, open_session
 from vistazo_export.checks.sample_images import sample_images
@@ -20,6 +19,7 @@ from vistazo_export.errors import GraphError, ParityError, RepositoryError, Unde
 from vistazo_export.foreign.interface import FLOATS, OnnxInterface, TensorInfo
 from vistazo_export.foreign.scores import scores_output
 from vistazo_export.networks.download import sha256_of
+from vistazo_export.networks.preset import input_spec, prepared
 from vistazo_proto.manifest_pb2 import ModelManifest, Output
 
 Array = npt.NDArray[Any]
@@ -47,20 +47,9 @@ NUMPY_DTYPES: dict[str, Any] = {
 
 def image_feeds(manifest: ModelManifest) -> Feeds:
     """Return real images as the manifest's input takes them, SAMPLES of them."""
-    size, preprocessing = manifest.input, manifest.preprocessing
-    images = [
-        image.resize((size.width, size.height), Image.Resampling.BILINEAR)
-        for image in sample_images(size.channels)[:SAMPLES]
-    ]
-    batch: Array = np.stack([np.asarray(image, np.uint8) for image in images])
-    batch = batch.reshape(SAMPLES, size.height, size.width, size.channels)
-    if size.dtype != "UINT8":
-        scaled = batch.astype(np.float32) / 255
-        normalised = (scaled - np.array(preprocessing.mean)) / np.array(preprocessing.std)
-        batch = normalised.astype(NUMPY_DTYPES[size.dtype])
-    if size.layout == "NCHW":
-        batch = batch.transpose(0, 3, 1, 2)
-    return {size.tensor: np.ascontiguousarray(batch)}
+    spec = input_spec(manifest.input, manifest.preprocessing)
+    images = sample_images(spec.channels)[:SAMPLES]
+    return {manifest.input.tensor: np.stack([prepared(image, spec) for image in images])}
 
 
 def random_feeds(interface: OnnxInterface) -> Feeds | None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vistazo_export.networks.preset import Preset
+from vistazo_preprocessing.spec import ResizeMode
 
 INPUT_SIZE = 32
 
@@ -21,10 +22,13 @@ LABELS = tuple("0123456789")
 
 # Mean and deviation of the training digits once resized to 32 × 32, rounded.
 PRESET = Preset(
-    crop_size=INPUT_SIZE,
+    height=INPUT_SIZE,
+    width=INPUT_SIZE,
+    channels=1,
     # Stretched, not cropped: a tall digit cut out by its outline would lose its head and feet.
+    resize_mode=ResizeMode.STRETCH,
     resize_size=0,
-    interpolation="bilinear",
+    interpolation=Image.Resampling.BILINEAR,
     mean=(0.305,),
     std=(0.323,),
 )

@@ -1,26 +1,47 @@
-"""Preprocessing presets: read from a network's own transforms, applied to images with Pillow.
+"""Presets: how an image becomes a network's input, as one description for the manifest, torch and Pillow.
 
 The pixels made here go to the ONNX graph in every parity check, while torch gets the output of the
 original transforms. They agree only if the preset was read rightly and the graph normalises rightly.
 """
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from vistazo_export.errors import PresetError
-from vistazo_proto.manifest_pb2 import Preprocessing
+from vistazo_preprocessing.preprocessor import Preprocessor
+from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
+from vistazo_proto.manifest_pb2 import Input, Preprocessing
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
 }
 """Interpolations that a manifest can name. Pillow antialiases all but "nearest"."""
+
+RESIZE_MODES = {
+    Preprocessing.SHORTEST_EDGE: ResizeMode.SHORTEST_EDGE,
+    Preprocessing.STRETCH: ResizeMode.STRETCH,
+    Preprocessing.COVER: ResizeMode.COVER,
+    Preprocessing.FIT: ResizeMode.FIT,
+    Preprocessing.NO_RESIZE: ResizeMode.NO_RESIZE,
+}
+
+DTYPES = {"UINT8": "uint8", "FP32": "float32", "FP16": "float16"}
+
+Preset = PreprocessSpec
+"""Of a network that an export makes a graph of: mean, std and order are what the graph does to RGB pixels."""
 
 
 @runtime_checkable
@@ -34,57 +55,17 @@ class ClassificationTransforms(Protocol):
     std: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """How an image becomes a network's input: resize, centre crop, then (value / 255 - mean) / std."""
-
-    crop_size: int
-    """Height and width of the input, in pixels."""
-    resize_size: int
-    """Shorter edge before the crop, in pixels; 0 to stretch both edges to `crop_size` with no crop."""
-    interpolation: str
-    mean: tuple[float, ...]
-    """Per channel, of values in 0 to 1; its length is the number of channels."""
-    std: tuple[float, ...]
-
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (red, green, blue)."""
-        return len(self.mean)
-
-    @property
-    def pillow_mode(self) -> str:
-        """The Pillow image mode with this many channels."""
-        return "L" if self.channels == 1 else "RGB"
-
-    def to_proto(self) -> Preprocessing:
-        """Return the manifest's record of this preset."""
-        return Preprocessing(
-            resize_mode=Preprocessing.SHORTEST_EDGE if self.resize_size else Preprocessing.STRETCH,
-            resize_size=self.resize_size,
-            crop_height=self.crop_size,
-            crop_width=self.crop_size,
-            interpolation=self.interpolation,
-            mean=self.mean,
-            std=self.std,
-        )
-
-
 def preset_of(transforms: object) -> Preset:
     """Return the preset of a torchvision classification `transforms()` object.
 
-    Raises PresetError where it is of another kind, not square, or interpolates in another way.
+    Raises PresetError where it is of another kind, or interpolates in another way.
     """
     if not isinstance(transforms, ClassificationTransforms):
         kind = type(transforms).__name__
         raise PresetError(f"unsupported preprocessing: {kind} is no classification preset")
-    crop, resize = set(transforms.crop_size), set(transforms.resize_size)
-    # A pair (h, w) for the resize would stretch the image, even where h equals w.
-    if len(crop) != 1 or len(transforms.resize_size) != 1:
-        raise PresetError(
-            f"unsupported preprocessing: resize {transforms.resize_size}, crop {transforms.crop_size}; "
-            "only a shorter edge and a square crop can be served"
-        )
+    crop, resize = list(transforms.crop_size), list(transforms.resize_size)
+    if len(crop) not in {1, 2} or len(resize) not in {1, 2}:
+        raise PresetError(f"unsupported preprocessing: resize {resize}, crop {crop}")
     interpolation = str(getattr(transforms.interpolation, "value", transforms.interpolation))
     if interpolation not in RESAMPLING:
         raise PresetError(
@@ -92,37 +73,87 @@ def preset_of(transforms: object) -> Preset:
         )
     if len(transforms.mean) not in {1, 3} or len(transforms.mean) != len(transforms.std):
         raise PresetError(f"unsupported preprocessing: mean {transforms.mean}, std {transforms.std}")
+    # A pair (h, w) for the resize stretches the image, even where h equals w.
+    edge = len(resize) == 1
     return Preset(
-        crop_size=crop.pop(),
-        resize_size=resize.pop(),
-        interpolation=interpolation,
+        height=crop[0],
+        width=crop[-1],
+        channels=len(transforms.mean),
+        resize_mode=ResizeMode.SHORTEST_EDGE if edge else ResizeMode.STRETCH,
+        resize_size=resize[0] if edge else 0,
+        resize_height=0 if edge else resize[0],
+        resize_width=0 if edge else resize[-1],
+        interpolation=RESAMPLING[interpolation],
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
     )
 
 
+def to_proto(preset: Preset) -> Preprocessing:
+    """Return the manifest's record of a preset; what is as ever stays unset."""
+    return Preprocessing(
+        resize_mode=next(mode for mode, ours in RESIZE_MODES.items() if ours is preset.resize_mode),
+        resize_size=preset.resize_size,
+        resize_height=preset.resize_height,
+        resize_width=preset.resize_width,
+        crop_height=preset.height,
+        crop_width=preset.width,
+        interpolation=preset.interpolation.name.lower(),
+        mean=preset.mean,
+        std=preset.std,
+        channel_order="BGR" if preset.bgr else "",
+        value_range=0 if preset.value_range == 1 else preset.value_range,
+        pad_color=preset.pad_color,
+        crop_rounding=Preprocessing.DOWN if preset.crop_rounds_down else Preprocessing.HALF_TO_EVEN,
+    )
+
+
+def from_proto(preprocessing: Preprocessing, channels: int) -> Preset:
+    """Return what a manifest's record says.
+
+    Raises PresetError where this Vistazo does not know what it names.
+    """
+    mode, interpolation = preprocessing.resize_mode, preprocessing.interpolation
+    if mode not in RESIZE_MODES or interpolation not in RESAMPLING:
+        raise PresetError(f"unknown preprocessing: resize_mode {mode}, interpolation {interpolation!r}")
+    return Preset(
+        height=preprocessing.crop_height,
+        width=preprocessing.crop_width,
+        channels=channels,
+        resize_mode=RESIZE_MODES[mode],
+        resize_size=preprocessing.resize_size,
+        resize_height=preprocessing.resize_height,
+        resize_width=preprocessing.resize_width,
+        interpolation=RESAMPLING[interpolation],
+        mean=tuple(preprocessing.mean),
+        std=tuple(preprocessing.std),
+        bgr=preprocessing.channel_order == "BGR",
+        value_range=preprocessing.value_range or 1,
+        pad_color=tuple(preprocessing.pad_color),
+        crop_rounds_down=preprocessing.crop_rounding == Preprocessing.DOWN,
+    )
+
+
+def input_spec(source: Input, preprocessing: Preprocessing) -> PreprocessSpec:
+    """Return what the server makes for an imported graph's input, as the manifest's comments have it."""
+    preset = from_proto(preprocessing, source.channels)
+    return replace(preset, layout=Layout(source.layout), dtype=DTYPES[source.dtype])
+
+
 def to_pixels(image: Image.Image, preset: Preset) -> npt.NDArray[np.uint8]:
-    """Return `image` as the graph takes it: uint8, height × width × channels."""
-    size = preset.crop_size
-    image = image.convert(preset.pillow_mode)
-    resampling = RESAMPLING[preset.interpolation]
-    if preset.resize_size:
-        # torchvision's arithmetic: the longer edge is cut down to a whole pixel, the crop's corner is
-        # rounded half to even, and an image smaller than the crop is padded with zeros.
-        short, long = sorted(image.size)
-        longer = int(preset.resize_size * long / short)
-        wide = image.width > image.height
-        resized = (longer, preset.resize_size) if wide else (preset.resize_size, longer)
-        if resized != image.size:
-            image = image.resize(resized, resampling)
-        padded = (max(image.width, size), max(image.height, size))
-        if padded != image.size:
-            canvas = Image.new(image.mode, padded)
-            canvas.paste(image, ((padded[0] - image.width) // 2, (padded[1] - image.height) // 2))
-            image = canvas
-        left = round((image.width - size) / 2)
-        top = round((image.height - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
-    else:
-        image = image.resize((size, size), resampling)
-    return np.asarray(image, dtype=np.uint8).reshape(size, size, preset.channels)
+    """Return `image` as an exported graph takes it: uint8, height × width × channels, in RGB."""
+    return prepared(image, replace(preset, layout=Layout.NHWC, dtype="uint8", bgr=False))
+
+
+def to_input(image: Image.Image, preset: Preset) -> Tensor:
+    """Return `image` as the network inside an exported graph takes it: float, channels × height × width."""
+    return torch.from_numpy(prepared(image, replace(preset, layout=Layout.NCHW, dtype="float32")))
+
+
+def prepared(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
+    """Return `image`, of any size and mode, as `spec` has it."""
+    pixels = np.asarray(image.convert("L" if spec.channels == 1 else "RGB"))
+    pixels = pixels.reshape(image.height, image.width, spec.channels)
+    # Whoever exports has chosen the images; it is strangers' that are limited.
+    made: npt.NDArray[np.uint8] = np.asarray(Preprocessor(spec, max_pixels=sys.maxsize).model_input(pixels))
+    return made

@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vistazo_export.errors import LabelsError, UnknownNetworkError, WeightsError, WeightsUnavailableError
+from vistazo_export.errors import (
+    LabelsError,
+    PresetError,
+    UnknownNetworkError,
+    WeightsError,
+    WeightsUnavailableError,
+)
 from vistazo_export.networks import checkpoint, lenet
 from vistazo_export.networks.download import fetch_checkpoint, sha256_of
 from vistazo_export.networks.nin import NetworkInNetwork
@@ -78,6 +84,10 @@ class Recipe:
     preset: Preset
     transforms: Callable[[Image.Image], Tensor]
     """The original preprocessing: a Pillow image in, normalised float C×H×W out."""
+    preset_from: str = ""
+    """Whose preprocessing that is: published weights, or what the user named instead."""
+    preset_is_told: bool = False
+    """Whether the user named it."""
 
     def untrained(self) -> "Recipe":
         """Return the same network with seeded random numbers instead of its weights."""
@@ -192,7 +202,7 @@ def _published(architecture: str, weights: str) -> Recipe:
     """Return the recipe with the published weights named `weights`, else the default ones."""
     if architecture == "lenet":
         embedded = Weights("pretrained", lenet.WEIGHTS_NAME, sha256=lenet.WEIGHTS_SHA256)
-        return Recipe("lenet", embedded, lenet.LABELS, lenet.PRESET, lenet.transforms)
+        return Recipe("lenet", embedded, lenet.LABELS, lenet.PRESET, lenet.transforms, lenet.WEIGHTS_NAME)
     names = network_names()
     if architecture not in names:
         close = difflib.get_close_matches(architecture.lower(), names, n=3)
@@ -202,10 +212,11 @@ def _published(architecture: str, weights: str) -> Recipe:
     models = torchvision_models()
     if architecture == "nin":
         imagenet = models.ResNet18_Weights.IMAGENET1K_V1
-        return Recipe("nin", Weights("pretrained", "none"), *_labels_and_preset(imagenet))
+        return Recipe("nin", Weights("pretrained", "none"), *_labels_and_preset(imagenet), str(imagenet))
     known = models.get_model_weights(architecture)
     chosen = next((member for member in known if str(member) == weights), known.DEFAULT)
-    return Recipe(architecture, Weights("pretrained", str(chosen), chosen.url), *_labels_and_preset(chosen))
+    published = Weights("pretrained", str(chosen), chosen.url)
+    return Recipe(architecture, published, *_labels_and_preset(chosen), str(chosen))
 
 
 class _PublishedWeights(Protocol):
@@ -297,7 +308,9 @@ def _builder_options(recipe: Recipe) -> dict[str, Any]:
         return {"transform_input": True, "aux_logits": False, "init_weights": True}
     if recipe.architecture.startswith("vit_"):
         # A vision transformer's parameters depend on the size of its input.
-        return {"image_size": recipe.preset.crop_size}
+        if recipe.preset.height != recipe.preset.width:
+            raise PresetError(f"{recipe.architecture} takes square images only")
+        return {"image_size": recipe.preset.height}
     return {}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from vistazo_export.errors import RepositoryError
+from vistazo_export.networks.preset import to_proto
 from vistazo_export.networks.zoo import Recipe
 from vistazo_proto.manifest_pb2 import Input, ModelManifest, Output
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
@@ -21,6 +22,9 @@ MADE_WITH = ("vistazo", "torch", "torchvision", "onnx", "onnxscript", "onnxrunti
 
 CALIBRATION = "calibration"
 """The entry of made_with that says which images an int8 model was calibrated on."""
+
+PREPROCESS = "preprocess"
+"""The entry of made_with that says what --preprocess named, where it did."""
 
 SOURCES = {
     "pretrained": WeightsRecord.PRETRAINED,
@@ -42,19 +46,21 @@ def plan_manifest(
     made_with = {package: version(package) for package in MADE_WITH}
     if calibration:
         made_with[CALIBRATION] = calibration
+    if recipe.preset_is_told:
+        made_with[PREPROCESS] = recipe.preset_from
     return ModelManifest(
         format=FORMAT,
         name=name,
         architecture=recipe.architecture,
         input=Input(
             tensor=INPUT_TENSOR,
-            height=recipe.preset.crop_size,
-            width=recipe.preset.crop_size,
+            height=recipe.preset.height,
+            width=recipe.preset.width,
             channels=recipe.preset.channels,
             layout="NHWC",
             dtype="UINT8",
         ),
-        preprocessing=recipe.preset.to_proto(),
+        preprocessing=to_proto(recipe.preset),
         output=Output(tensor=OUTPUT_TENSOR, kind=Output.LOGITS, classes=len(recipe.labels)),
         labels=recipe.labels,
         weights=WeightsRecord(

@@ -18,11 +18,21 @@ FORMAT: Final = 1
 _RESIZE_MODES: Final = {
     manifest_pb2.Preprocessing.SHORTEST_EDGE: ResizeMode.SHORTEST_EDGE,
     manifest_pb2.Preprocessing.STRETCH: ResizeMode.STRETCH,
+    manifest_pb2.Preprocessing.COVER: ResizeMode.COVER,
+    manifest_pb2.Preprocessing.FIT: ResizeMode.FIT,
+    manifest_pb2.Preprocessing.NO_RESIZE: ResizeMode.NO_RESIZE,
 }
+_KEEPING_RATIO: Final = (manifest_pb2.Preprocessing.COVER, manifest_pb2.Preprocessing.FIT)
+_CROP_ROUNDINGS: Final = (manifest_pb2.Preprocessing.HALF_TO_EVEN, manifest_pb2.Preprocessing.DOWN)
+_CHANNEL_ORDERS: Final = ("", "RGB", "BGR")
+_VALUE_RANGES: Final = (0, 1, 255)
 _INTERPOLATIONS: Final = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
 }
 _LAYOUTS: Final = {layout.value: layout for layout in Layout}
 _DTYPES: Final = {"UINT8": "uint8", "FP32": "float32", "FP16": "float16"}
@@ -124,6 +134,8 @@ def _image_spec(manifest: manifest_pb2.ModelManifest) -> ImageSpec:
     source, preprocessing = manifest.input, manifest.preprocessing
     # With UINT8 the graph normalises, whatever the manifest tells of it.
     by_server = source.dtype != "UINT8"
+    # And whoever normalises has ordered the channels before.
+    ordered_by_graph = not by_server and len(preprocessing.mean) > 0
     return ImageSpec(
         preprocess=PreprocessSpec(
             height=source.height,
@@ -136,6 +148,12 @@ def _image_spec(manifest: manifest_pb2.ModelManifest) -> ImageSpec:
             dtype=_DTYPES[source.dtype],
             mean=tuple(preprocessing.mean) if by_server else (),
             std=tuple(preprocessing.std) if by_server else (),
+            resize_height=preprocessing.resize_height,
+            resize_width=preprocessing.resize_width,
+            bgr=preprocessing.channel_order == "BGR" and not ordered_by_graph,
+            value_range=preprocessing.value_range or 1,
+            pad_color=tuple(preprocessing.pad_color),
+            crop_rounds_down=preprocessing.crop_rounding == manifest_pb2.Preprocessing.DOWN,
         ),
         input_tensor=source.tensor,
         output_tensor=manifest.output.tensor,
@@ -188,6 +206,26 @@ def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
         ),
         "preprocessing.resize_size: expected at least 1, got 0": (
             not shortest_edge or preprocessing.resize_size > 0
+        ),
+        "preprocessing.resize_height and resize_width: expected at least 1": (
+            preprocessing.resize_mode not in _KEEPING_RATIO
+            or min(preprocessing.resize_height, preprocessing.resize_width) > 0
+        ),
+        f"preprocessing.channel_order: expected RGB or BGR, got {preprocessing.channel_order!r}": (
+            preprocessing.channel_order in _CHANNEL_ORDERS
+        ),
+        "preprocessing.channel_order: BGR is of 3 channels": (
+            preprocessing.channel_order != "BGR" or source.channels == 3
+        ),
+        f"preprocessing.value_range: expected 1 or 255, got {preprocessing.value_range}": (
+            preprocessing.value_range in _VALUE_RANGES
+        ),
+        f"preprocessing.pad_color: expected {source.channels} numbers of 0 to 255": (
+            len(preprocessing.pad_color) in {0, source.channels}
+            and all(value <= 255 for value in preprocessing.pad_color)
+        ),
+        f"preprocessing.crop_rounding: {preprocessing.crop_rounding} is not known": (
+            preprocessing.crop_rounding in _CROP_ROUNDINGS
         ),
         f"preprocessing.interpolation: expected one of {', '.join(_INTERPOLATIONS)}, "
         f"got {preprocessing.interpolation!r}": preprocessing.interpolation in _INTERPOLATIONS,

@@ -77,7 +77,7 @@ def test_labels_of_ones_own_set_the_number_of_classes(architecture: str):
     network = zoo.load(zoo.resolve(architecture, "untrained", ["cat", "dog", "bird"]))
     preset = network.recipe.preset
     with torch.inference_mode():
-        logits = network.module(torch.zeros(2, preset.channels, preset.crop_size, preset.crop_size))
+        logits = network.module(torch.zeros(2, preset.channels, preset.height, preset.width))
 
     assert logits.shape == (2, 3)
     assert not network.module.training

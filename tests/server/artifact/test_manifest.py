@@ -60,7 +60,7 @@ def test_a_whole_manifest_becomes_plain_values(write):
         ({"input__channels": 4}, "input.channels: expected 1 or 3, got 4"),
         ({"input__height": 0}, "got 0×4"),
         ({"preprocessing__crop_width": 5}, "the crop's size differs"),
-        ({"preprocessing__interpolation": "lanczos"}, "got 'lanczos'"),
+        ({"preprocessing__interpolation": "quadratic"}, "got 'quadratic'"),
         ({"preprocessing__resize_size": 0}, "resize_size: expected at least 1"),
         ({"preprocessing__resize_mode": "RESIZE_MODE_UNSPECIFIED"}, "resize_mode: 0 is not known"),
         ({"output__kind": "KIND_UNSPECIFIED"}, "output.kind: 0 is not known"),

@@ -20,10 +20,20 @@ from support.serving import encoded, probabilities, raw, serving, softmax
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.importer import ImportRequest, import_model
 from vistazo_export.networks.preset import Preset, to_pixels
+from vistazo_preprocessing.spec import ResizeMode
 from vistazo_proto import classification_pb2 as pb
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.23, 0.22, 0.225)
-PRESET = Preset(crop_size=SIDE, resize_size=10, interpolation="bicubic", mean=MEAN, std=STD)
+PRESET = Preset(
+    height=SIDE,
+    width=SIDE,
+    channels=3,
+    resize_mode=ResizeMode.SHORTEST_EDGE,
+    resize_size=10,
+    interpolation=Image.Resampling.BICUBIC,
+    mean=MEAN,
+    std=STD,
+)
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 
 TYPES = {"UINT8": TensorProto.UINT8, "FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16}
