@@ -54,8 +54,13 @@ def photographs() -> list[Photograph]:
     return [Photograph(picture, encoded(file(picture))) for picture in sample_images(3)[:7]]
 
 
-def import_graph(graph: onnx.ModelProto | Path, folder: Path, *, dtype: str = "FP32") -> Path:
-    """Import a graph, or the file of one, as the model "foreign"; return the repository."""
+def import_graph(
+    graph: onnx.ModelProto | Path, folder: Path, *, dtype: str = "FP32", changes: dict | None = None
+) -> Path:
+    """Import a graph, or the file of one, as the model "foreign"; return the repository.
+
+    `changes` are of the fields of its preprocessing.
+    """
     source = folder / "foreign.onnx"
     if isinstance(graph, Path):
         source = graph
@@ -64,6 +69,7 @@ def import_graph(graph: onnx.ModelProto | Path, folder: Path, *, dtype: str = "F
     fields = {"resize_mode": "SHORTEST_EDGE", "resize_size": 10, "interpolation": "bicubic"}
     if dtype != "UINT8":
         fields |= {"mean": MEAN, "std": STD}
+    fields |= changes or {}
     (folder / "preprocess.json").write_text(json.dumps(fields))
     (folder / "labels.txt").write_text("\n".join(LABELS))
     request = ImportRequest(
@@ -112,6 +118,31 @@ async def test_an_image_gets_the_graphs_own_answer(tmp_path: Path, photographs, 
             *await to_thread(scores, models, prepared(photograph.picture, layout=layout, dtype=dtype))
         )
         # A graph of float16 inputs computes in float32 here, on values of 11 bits.
+        assert probabilities(result) == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", TYPES)
+async def test_a_network_of_bgr_bytes_less_their_mean_gets_its_own_answer(
+    tmp_path: Path, photographs, layout: str, dtype: str
+):
+    mean = [104, 117, 123]
+    changes = {"channel_order": "BGR"}
+    if dtype != "UINT8":
+        changes |= {"value_range": 255, "mean": mean, "std": [1, 1, 1]}
+    graph = classifier(layout=layout, dtype=TYPES[dtype])
+    models = await to_thread(import_graph, graph, tmp_path, dtype=dtype, changes=changes)
+    pixels = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    async with serving(models) as server:
+        response = await server.classify(*(one.sent for one in photographs[:3]), raw(pixels), top_k=CLASSES)
+
+    pictures = [await to_thread(to_pixels, one.picture, PRESET) for one in photographs[:3]]
+    assert len(response.results) == 4
+    for rgb, result in zip([*pictures, pixels], response.results, strict=True):
+        values = rgb[:, :, ::-1] if dtype == "UINT8" else rgb[:, :, ::-1].astype(np.float32) - mean
+        values = values.transpose(2, 0, 1) if layout == "NCHW" else values
+        batch = np.ascontiguousarray(values[np.newaxis]).astype(NUMPY[dtype])
+        expected = softmax(*await to_thread(scores, models, batch))
         assert probabilities(result) == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-4)
 
 

@@ -140,7 +140,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an interpolation that is not known": (
         edit(lambda manifest: setattr(manifest.preprocessing, "interpolation", "quadratic")),
-        r"manifest\.json: preprocessing\.interpolation: expected one of .*bicubic, got 'quadratic'",
+        r"manifest\.json: preprocessing\.interpolation: expected one of .*hamming, got 'quadratic'",
     ),
     "a crop of another size than the input": (
         edit(lambda manifest: setattr(manifest.preprocessing, "crop_width", 7)),
