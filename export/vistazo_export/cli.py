@@ -186,8 +186,10 @@ def export_command(
 
 
 @click.command("import")
-@click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
-@click.option("--name", metavar="NAME", required=True, help="Name in the repository.")
+@click.argument("model", metavar="MODEL.onnx|FOLDER", type=click.Path(path_type=Path))
+@click.option(
+    "--name", metavar="NAME", default="", help="Name in the repository; by default that of a FOLDER."
+)
 @_repository
 @click.option(
     "--preprocess",
@@ -235,8 +237,13 @@ def import_command(
     """Import an ONNX classifier that was made elsewhere into a model repository.
 
     The file is copied as it is, with the files of its weights, once it proved to run. Names, layout, type
-    and batch are read from the graph; what it does not tell is asked for.
+    and batch are read from the graph; what it does not tell is asked for. A FOLDER is one from the Hugging
+    Face hub: model.onnx or onnx/model.onnx beside config.json and preprocessor_config.json, which tell it.
     """
+    if not name:
+        if not model.is_dir():
+            raise click.UsageError("--name goes with a MODEL.onnx: the model's name in the repository")
+        name = model.resolve().name
     edges = _edges(size)
     from vistazo_export.foreign.image_input import ImageOptions  # noqa: PLC0415 - torch, as above
     from vistazo_export.importer import ImportRequest, import_model  # noqa: PLC0415

@@ -6,17 +6,19 @@ by an error that names the option.
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from vistazo_export.checks.parity import open_session
 from vistazo_export.errors import GraphError, RepositoryError, UndecidedError
 from vistazo_export.exporter import ExportedModel, check_name, newest_version
+from vistazo_export.foreign.hub_folder import PROCESSORS, check_single_label, read_hub_folder
 from vistazo_export.foreign.image_input import (
     ImageOptions,
     image_input,
     image_tensor,
+    says_layout,
 )
 from vistazo_export.foreign.imported import batch_limit, image_feeds, is_batched, random_feeds, run_graph
 from vistazo_export.foreign.interface import OnnxInterface, check_model, read_interface
@@ -43,6 +45,7 @@ class ImportRequest:
     """What to import, where to, and what its user knows of it."""
 
     model: Path
+    """The graph, or a folder in the Hugging Face hub's layout, which also says labels and preprocessing."""
     name: str
     repository: Path
     preprocess: str = ""
@@ -68,12 +71,13 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
     started = time.monotonic()
     check_name(request.name)
     progress.stage("reading")
+    request, found = _with_folder(request)
     interface = read_interface(request.model)
     manifest = _plan(request, interface, progress)
     if interface.aside:
         listed = ", ".join(map(str, interface.aside))
         progress.warning(f"{request.name}: left aside, since only tensors can be served: {listed}")
-    labels = _labels(request.labels, progress)
+    labels = found if found and not request.labels else _labels(request.labels, progress)
     newest = newest_version(request.repository, request.name)
     with repo.staging(request.repository, request.name) as staged:
         progress.stage("copying")
@@ -98,6 +102,27 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
     return ExportedModel(manifest, number, time.monotonic() - started, published=True)
 
 
+def _with_folder(request: ImportRequest) -> tuple[ImportRequest, tuple[str, ...]]:
+    """Return the request with what a folder says where the user says nothing, and the folder's labels."""
+    if not request.model.is_dir():
+        return request, ()
+    folder = read_hub_folder(request.model)
+    if not request.output_kind and request.preprocess != NONE:
+        check_single_label(folder)
+    if not request.preprocess and not folder.preprocess:
+        raise UndecidedError(
+            f"{request.model} has no {PROCESSORS[0]}, so say --preprocess imagenet, --preprocess FILE, or "
+            "--preprocess none to serve it over Open Inference only"
+        )
+    told = replace(
+        request,
+        model=folder.model,
+        preprocess=request.preprocess or folder.preprocess,
+        image=replace(request.image, open_layout="NCHW"),
+    )
+    return told, () if told.preprocess == NONE else folder.labels
+
+
 def _plan(request: ImportRequest, interface: OnnxInterface, progress: Progress) -> ModelManifest:
     """Return the manifest as far as it is known without running the graph."""
     made_with = {package: version(package) for package in MADE_WITH}
@@ -116,7 +141,7 @@ def _plan(request: ImportRequest, interface: OnnxInterface, progress: Progress) 
             "FILE, or --preprocess none to serve it over Open Inference only"
         )
     if request.preprocess == NONE:
-        if request.image != ImageOptions():
+        if replace(request.image, open_layout="") != ImageOptions():
             raise UndecidedError(
                 "--layout, --size and --channels are of images, --preprocess none takes none"
             )
@@ -130,6 +155,8 @@ def _plan(request: ImportRequest, interface: OnnxInterface, progress: Progress) 
     manifest.preprocessing.CopyFrom(preprocessing_for(described, manifest.input))
     said = sentence(manifest.preprocessing, normalises="normalised by the graph, as it takes UINT8")
     progress.note(f"{request.name}: preprocessing: {said}; from {described.origin}")
+    if request.image.open_layout and not request.image.layout and not says_layout(tensor):
+        progress.note(f"{request.name}: layout {manifest.input.layout}, as on the hub; --layout says another")
     return manifest
 
 

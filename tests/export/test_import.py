@@ -553,8 +553,9 @@ def test_what_is_no_sound_onnx_is_one_line(import_graph: Import, models: Path, c
 def test_a_file_that_is_not_there_and_a_name_that_cannot_be_are_told(
     tmp_path: Path, models: Path, vistazo: Callable[..., Result], import_graph: Import
 ):
-    missing = vistazo("import", tmp_path, "--name", "foreign", "--models", models, "--preprocess", "none")
-    assert refused(missing, models) == f"no ONNX file {tmp_path}"
+    for source in (tmp_path, tmp_path / "nowhere.onnx"):
+        missing = vistazo("import", source, "--name", "foreign", "--models", models, "--preprocess", "none")
+        assert refused(missing, models).startswith(f"no ONNX file {source}")
     path = tmp_path / "ok.onnx"
     path.write_bytes(classifier().SerializeToString())
     named = vistazo("import", path, "--name", "../foreign", "--models", models, "--preprocess", "none")

@@ -25,6 +25,8 @@ class ImageOptions:
     """Height and width, in pixels."""
     channels: int | None = None
     """One of CHANNELS."""
+    open_layout: str = ""
+    """One of LAYOUTS, where neither the user nor the graph says any; empty: it is asked for."""
 
 
 def image_tensor(interface: OnnxInterface) -> TensorInfo:
@@ -64,6 +66,11 @@ def image_input(tensor: TensorInfo, options: ImageOptions, preprocessing: Mappin
     )
 
 
+def says_layout(tensor: TensorInfo) -> bool:
+    """Say whether the sizes of an image input tell, or rule out, where its channels are."""
+    return tensor.shape is not None and not tensor.shape[1] is tensor.shape[3] is None
+
+
 def _layout(tensor: TensorInfo, options: ImageOptions) -> str:
     """Return where the channels are: second or last, as the only dimension that can be one says."""
     shape = tensor.shape or (None,) * 4
@@ -77,6 +84,8 @@ def _layout(tensor: TensorInfo, options: ImageOptions) -> str:
         return options.layout
     if len(possible) == 1:
         return possible[0]
+    if options.open_layout and not says_layout(tensor):
+        return options.open_layout
     if all(size is not None for size in (shape[1], shape[3])) and not possible:
         raise UndecidedError(f"the input {tensor} has neither 1 nor 3 channels, so no image; {SERVE_TENSORS}")
     raise UndecidedError(
