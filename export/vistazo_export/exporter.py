@@ -10,7 +10,7 @@ from vistazo_export.checks.parity import measure_parity
 from vistazo_export.conversion.calibration import CalibrationSet, calibration_set
 from vistazo_export.conversion.half import write_fp16
 from vistazo_export.conversion.onnx_export import check_onnx, write_onnx
-from vistazo_export.errors import ExportError, RepositoryError, WeightsUnavailableError
+from vistazo_export.errors import ExportError, PresetError, RepositoryError, WeightsUnavailableError
 from vistazo_export.foreign.imported import check_external_files
 from vistazo_export.networks import zoo
 from vistazo_export.networks.download import sha256_of
@@ -62,7 +62,7 @@ class ExportRequest:
     def model_name(self) -> str:
         """The folder in the repository."""
         suffix = "" if self.precision == "fp32" else f"-{self.precision}"
-        return self.name or f"{self.architecture}{suffix}"
+        return self.name or f"{zoo.folder_name(self.architecture)}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
     check_name(name)
     progress.stage("resolving")
     labels = None if request.labels is None else read_labels(request.labels, progress)
-    recipe = zoo.resolve(request.architecture, request.weights, labels, options=request.checkpoint)
-    if request.preprocess:
-        recipe = with_preprocess(recipe, request.preprocess)
+    recipe = _recipe(request, labels)
     progress.note(f"{name}: preprocessing: {sentence(to_proto(recipe.preset))}; {_origin(recipe)}")
     calibration = _calibration(request, recipe)
     newest = newest_version(request.repository, name)
@@ -116,13 +114,16 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
         repo.repair_config(request.repository, name, triton_config(existing.manifest))
         return ExportedModel(existing.manifest, existing.version, time.monotonic() - started, published=False)
 
-    if newest and not request.force and describes(newest.manifest, plan(recipe)):
+    # What code has changed shows only in the graph.
+    settled = newest and not request.force and not recipe.is_own_code
+    if newest and settled and describes(newest.manifest, plan(recipe)):
         return unchanged(newest)
     try:
         network = zoo.load(recipe, mirror=request.weights_mirror, progress=progress)
     except WeightsUnavailableError as error:
         if not request.allow_untrained:
-            mirror = "--weights-mirror URL, " if recipe.weights.url else ""
+            mirrored = recipe.weights.url and not recipe.architecture.startswith("timm:")
+            mirror = "--weights-mirror URL, " if mirrored else ""
             raise WeightsUnavailableError(
                 f"{error}; other ways: {mirror}--weights FILE, --weights untrained"
             ) from error
@@ -145,6 +146,19 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
         progress.stage("publishing")
         version = repo.publish(staged, request.repository)
     return ExportedModel(manifest, version, time.monotonic() - started, published=True)
+
+
+def _recipe(request: ExportRequest, labels: tuple[str, ...] | None) -> zoo.Recipe:
+    """Return the network that is meant, its images prepared as the user says."""
+    recipe = zoo.resolve(request.architecture, request.weights, labels, options=request.checkpoint)
+    if request.preprocess:
+        return with_preprocess(recipe, request.preprocess)
+    if recipe.is_own_code:
+        raise PresetError(
+            f"how images are prepared for {request.architecture} is not known: say --preprocess imagenet, "
+            "the name of torchvision's weights, or a FILE"
+        )
+    return recipe
 
 
 def _origin(recipe: zoo.Recipe) -> str:

@@ -19,10 +19,10 @@ from vistazo_export.conversion.onnx_export import check_onnx
 from vistazo_export.errors import ExportError, RepositoryError, WeightsError, WeightsUnavailableError
 from vistazo_export.foreign.imported import check_external_files, check_imported
 from vistazo_export.foreign.interface import check_model, read_interface
-from vistazo_export.networks import zoo
+from vistazo_export.networks import own_code, zoo
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.preprocess import with_preprocessing
-from vistazo_export.networks.preset import to_proto
+from vistazo_export.networks.preset import Preset, from_proto, to_proto
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import PREPROCESS, read_manifest, triton_config
@@ -177,6 +177,11 @@ def _check_answers(
     progress: Progress,
 ) -> None:
     """Compare the graph's answers with torch's, or at least with its own in other batches."""
+    if own_code.is_own_code(manifest.architecture):
+        # Nobody who verifies a repository wants to run what its manifests name.
+        result.skipped = f"made by {manifest.architecture}, which is not called"
+        _run_alone(model, manifest, from_proto(manifest.preprocessing, manifest.input.channels), progress)
+        return
     recipe = _recorded_recipe(manifest, weights_files)
     size, preset = manifest.input, recipe.preset
     if PREPROCESS in manifest.made_with:
@@ -202,10 +207,17 @@ def _check_answers(
             progress.stage("comparing")
             result.parity = measure_parity(model, network, manifest.max_batch_size, manifest.precision)
             return
+    _run_alone(model, manifest, recipe.preset, progress)
+
+
+def _run_alone(model: Path, manifest: ModelManifest, preset: Preset, progress: Progress) -> None:
+    """Compare the graph's answers with its own in other batches."""
+    if manifest.precision not in BOUNDS:
+        raise RepositoryError(f"precision {manifest.precision!r} cannot be verified by this Vistazo")
     progress.stage("running")
     run_onnx(
         open_session(model, manifest.precision),
-        sample_pixels(recipe.preset),
+        sample_pixels(preset),
         batch_sizes_up_to(manifest.max_batch_size),
         BOUNDS[manifest.precision].spread,
     )

@@ -28,6 +28,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # The centre crop's share of the resized shorter edge in torchvision's presets: 224 of 256, 299 of 342.
 IMAGENET_CROP = 0.875
 
+IMAGENET_SIZE = 224
+"""Of the input, in pixels, where nothing says another."""
+
 # How the full name of torchvision's weights goes on behind the network's.
 WEIGHTS = "_Weights."
 
@@ -117,11 +120,20 @@ def with_preprocess(recipe: zoo.Recipe, choice: str) -> zoo.Recipe:
         raise PresetError(f"an exported network takes images, so --preprocess {NONE} is for `vistazo import`")
     described, preset = read_preprocess(choice), recipe.preset
     # The network takes floats; of what size, the description may say.
+    height = _size(described.fields.get("crop_height")) or preset.height
+    width = _size(described.fields.get("crop_width")) or preset.width
+    if not height and not width and described.is_usual:
+        height = width = IMAGENET_SIZE
+    if not height or not width:
+        raise PresetError(
+            f"the preprocessing {described.origin}: the size of {recipe.architecture}'s images is not known; "
+            "say crop_height and crop_width"
+        )
     image = Input(
         dtype="FP32",
-        channels=preset.channels,
-        height=_size(described.fields.get("crop_height")) or preset.height,
-        width=_size(described.fields.get("crop_width")) or preset.width,
+        channels=_channels(described, recipe),
+        height=height,
+        width=width,
         tensor=recipe.architecture,
     )
     return with_preprocessing(recipe, preprocessing_for(described, image), described.origin)
@@ -129,7 +141,7 @@ def with_preprocess(recipe: zoo.Recipe, choice: str) -> zoo.Recipe:
 
 def with_preprocessing(recipe: zoo.Recipe, preprocessing: Preprocessing, origin: str) -> zoo.Recipe:
     """Return the recipe of a network whose images are prepared as a manifest says."""
-    chosen = from_proto(preprocessing, recipe.preset.channels)
+    chosen = from_proto(preprocessing, len(preprocessing.mean))
     return replace(
         recipe,
         preset=chosen,
@@ -176,6 +188,14 @@ _OF_FLOATS = ("mean", "std", "value_range")
 
 def _numbers(values: Iterable[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
+
+
+def _channels(described: Described, recipe: zoo.Recipe) -> int:
+    """Return the network's channels; of one that the user's code makes, those of the mean."""
+    mean = described.fields.get("mean")
+    if recipe.is_own_code and isinstance(mean, list | tuple) and len(mean) in {1, 3}:
+        return len(mean)
+    return recipe.preset.channels
 
 
 def _size(value: object) -> int:

@@ -22,11 +22,13 @@ from vistazo_export.errors import (
     WeightsError,
     WeightsUnavailableError,
 )
-from vistazo_export.networks import checkpoint, lenet
+from vistazo_export.networks import checkpoint, lenet, own_code, timm_networks
 from vistazo_export.networks.download import fetch_checkpoint, sha256_of
 from vistazo_export.networks.nin import NetworkInNetwork
 from vistazo_export.networks.preset import Preset, preset_of
+from vistazo_export.networks.torch_files import Contents
 from vistazo_export.progress import SILENT, Progress
+from vistazo_preprocessing.spec import ResizeMode
 
 UNTRAINED_SEED = 0
 
@@ -88,6 +90,8 @@ class Recipe:
     """Whose preprocessing that is: published weights, or what the user named instead."""
     preset_is_told: bool = False
     """Whether the user named it."""
+    is_own_code: bool = False
+    """Whether the network comes from a function of the user's, which may have changed."""
 
     def untrained(self) -> "Recipe":
         """Return the same network with seeded random numbers instead of its weights."""
@@ -121,6 +125,13 @@ def torchvision_models() -> ModuleType:
     return cast("ModuleType", torchvision.models)
 
 
+def folder_name(architecture: str) -> str:
+    """Return what a network is called in the repository where its user names it no other way."""
+    if architecture.startswith(timm_networks.PREFIX):
+        return architecture.replace(":", "-", 1)
+    return architecture.rpartition(":")[2] if own_code.is_own_code(architecture) else architecture
+
+
 def network_names() -> list[str]:
     """Return the names of all networks that can be exported, sorted."""
     models = torchvision_models()
@@ -136,23 +147,30 @@ def resolve(
 ) -> Recipe:
     """Return what exporting `architecture` means; nothing is built or downloaded. `options` are of a file.
 
+    It is the name of a network here or in torchvision, "timm:" and one in timm, or "package.module:function".
     `weights` is "pretrained", "untrained", the full name of published weights such as
     "ResNet50_Weights.IMAGENET1K_V1", or the path of a file. `labels` replaces the published ones and
     sets the number of classes. Raises UnknownNetworkError, LabelsError, PresetError or WeightsError.
     """
-    published = _published(architecture, weights)
     if labels is not None and len(labels) == 1:
         raise LabelsError(
             f"one label ({labels[0]!r}) is no choice: softmax gives a single class 100 % whatever the image "
             "shows; give at least two labels. A head of one class that was trained with a sigmoid is binary, "
             "which --weights FILE cannot export"
         )
+    if own_code.is_own_code(architecture):
+        published = _of_own_code(architecture, labels)
+    else:
+        published = _published(architecture, weights)
+    if not published.labels and labels is None:
+        raise LabelsError(f"the labels of {architecture} are not known: say --labels FILE, one a class")
     if weights == "untrained":
         chosen = published.untrained()
     elif weights in {"pretrained", published.weights.name}:
-        if labels is not None and len(labels) != len(published.labels):
+        known = len(published.labels)
+        if labels is not None and known and len(labels) != known:
             raise LabelsError(
-                f"{architecture}'s pretrained weights have {len(published.labels)} classes, but "
+                f"{architecture}'s pretrained weights have {known} classes, but "
                 f"{len(labels)} labels were given; labels of your own go with --weights FILE"
             )
         chosen = published
@@ -177,25 +195,32 @@ def load(recipe: Recipe, *, mirror: str | None = None, progress: Progress = SILE
     Raises WeightsUnavailableError where they were never published or cannot be downloaded, and
     WeightsError where the file is damaged or does not fit.
     """
-    if recipe.weights.source == "pretrained":
+    if recipe.weights.source == "pretrained" and not recipe.is_own_code:
         return _load_pretrained(recipe, mirror, progress)
 
     progress.stage("building")
-    path, options = recipe.weights.path, recipe.weights.options
+    if recipe.is_own_code:
+        return _load_own_code(recipe, progress)
+    path = recipe.weights.path
     if path is None:
         module = _build(recipe, seed=_seed_of(recipe.weights))
     else:
         contents = checkpoint.read_checkpoint(path)
         module = _build(recipe, seed=UNTRAINED_SEED)
-        checkpoint.fit_checkpoint(
-            module,
-            contents,
-            origin=str(path),
-            key=options.state_dict_key,
-            ignore=options.ignore_keys,
-            progress=progress,
-        )
+        _fit(module, contents, recipe, progress)
     return LoadedNetwork(recipe, module.eval())
+
+
+def _fit(module: nn.Module, contents: Contents, recipe: Recipe, progress: Progress) -> None:
+    options = recipe.weights.options
+    checkpoint.fit_checkpoint(
+        module,
+        contents,
+        origin=str(recipe.weights.path),
+        key=options.state_dict_key,
+        ignore=options.ignore_keys,
+        progress=progress,
+    )
 
 
 def _published(architecture: str, weights: str) -> Recipe:
@@ -203,6 +228,8 @@ def _published(architecture: str, weights: str) -> Recipe:
     if architecture == "lenet":
         embedded = Weights("pretrained", lenet.WEIGHTS_NAME, sha256=lenet.WEIGHTS_SHA256)
         return Recipe("lenet", embedded, lenet.LABELS, lenet.PRESET, lenet.transforms, lenet.WEIGHTS_NAME)
+    if architecture.startswith(timm_networks.PREFIX):
+        return _of_timm(architecture)
     names = network_names()
     if architecture not in names:
         close = difflib.get_close_matches(architecture.lower(), names, n=3)
@@ -217,6 +244,47 @@ def _published(architecture: str, weights: str) -> Recipe:
     chosen = next((member for member in known if str(member) == weights), known.DEFAULT)
     published = Weights("pretrained", str(chosen), chosen.url)
     return Recipe(architecture, published, *_labels_and_preset(chosen), str(chosen))
+
+
+def _timm_network(architecture: str) -> timm_networks.TimmNetwork:
+    # Also imports torchvision, which timm would fail to where that needs help.
+    imagenet = torchvision_models().ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    return timm_networks.timm_network(architecture.removeprefix(timm_networks.PREFIX), tuple(imagenet))
+
+
+def _of_timm(architecture: str) -> Recipe:
+    network = _timm_network(architecture)
+    published = Weights("pretrained", network.weights or "none", network.url)
+    # With the tag, so that the default's change in a later timm is no other network of the same name.
+    full = timm_networks.PREFIX + network.name
+    name = network.weights or f"timm {network.name}"
+    return Recipe(full, published, network.labels, network.preset, network.transforms, name)
+
+
+def _of_own_code(architecture: str, labels: Sequence[str] | None) -> Recipe:
+    """Return a recipe without preprocessing, which the user has to say."""
+
+    def unknown(_image: Image.Image) -> Tensor:
+        raise PresetError(f"{architecture} has no preprocessing of its own")
+
+    # The function's own numbers: neither published nor in a file.
+    own = Weights("pretrained", architecture)
+    open_preset = Preset(0, 0, 3, ResizeMode.NO_RESIZE, 0, Image.Resampling.BILINEAR)
+    return Recipe(architecture, own, tuple(labels or ()), open_preset, unknown, is_own_code=True)
+
+
+def _load_own_code(recipe: Recipe, progress: Progress) -> LoadedNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        module = own_code.call(recipe.architecture)
+    weights = recipe.weights
+    if weights.path is not None:
+        _fit(module, checkpoint.read_checkpoint(weights.path), recipe, progress)
+    elif weights.source == "pretrained":
+        weights = replace(weights, source="checkpoint", sha256=own_code.digest_of(module))
+    module.eval()
+    own_code.check_logits(module, recipe.architecture, recipe.preset, len(recipe.labels))
+    return LoadedNetwork(replace(recipe, weights=weights), module)
 
 
 class _PublishedWeights(Protocol):
@@ -248,6 +316,12 @@ def _load_pretrained(recipe: Recipe, mirror: str | None, progress: Progress) -> 
         )
         return LoadedNetwork(recipe, module.eval())
 
+    if recipe.architecture.startswith(timm_networks.PREFIX):
+        progress.stage("building")
+        network = _timm_network(recipe.architecture)
+        module = timm_networks.build(network, recipe.preset, classes=network.classes, pretrained=True)
+        return LoadedNetwork(recipe, module.eval())
+
     cached = fetch_checkpoint(recipe.weights.url, mirror=mirror, progress=progress)
     progress.stage("building")
     # torchvision unpickles its downloads in full, and eight digits of a hash stop accidents, not a
@@ -277,6 +351,11 @@ def _build(recipe: Recipe, *, seed: int) -> nn.Module:
             if said:
                 raise WeightsError(f"{recipe.architecture} has no builder options such as {said[0][0]}")
             return lenet.LeNet(classes) if recipe.architecture == "lenet" else NetworkInNetwork(classes)
+        if recipe.architecture.startswith(timm_networks.PREFIX):
+            if said:
+                raise WeightsError(f"{recipe.architecture} takes no --builder option")
+            network = _timm_network(recipe.architecture)
+            return timm_networks.build(network, recipe.preset, classes=classes)
         options = _builder_options(recipe) | {key: _value(text) for key, text in said}
         try:
             module = torchvision_models().get_model(
