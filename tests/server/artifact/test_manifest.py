@@ -62,6 +62,12 @@ def test_a_whole_manifest_becomes_plain_values(write):
         ({"preprocessing__crop_width": 5}, "the crop's size differs"),
         ({"preprocessing__interpolation": "quadratic"}, "got 'quadratic'"),
         ({"preprocessing__resize_size": 0}, "resize_size: expected at least 1"),
+        ({"preprocessing__resize_mode": "COVER"}, "resize_height and resize_width: expected at least 1"),
+        ({"preprocessing__channel_order": "GBR"}, "expected RGB or BGR, got 'GBR'"),
+        ({"preprocessing__value_range": 2}, "value_range: expected 1 or 255, got 2"),
+        ({"preprocessing__pad_color": [0, 0, 256]}, "pad_color: expected 3 numbers of 0 to 255"),
+        ({"preprocessing__pad_color": [9]}, "pad_color: expected 3 numbers of 0 to 255"),
+        ({"preprocessing__crop_rounding": 9}, "crop_rounding: 9 is not known"),
         ({"preprocessing__resize_mode": "RESIZE_MODE_UNSPECIFIED"}, "resize_mode: 0 is not known"),
         ({"output__kind": "KIND_UNSPECIFIED"}, "output.kind: 0 is not known"),
         ({"weights__source": "SOURCE_UNSPECIFIED"}, "weights.source: 0 is not known"),
@@ -122,3 +128,27 @@ def test_a_garbled_file_is_refused_in_one_line(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ModelLoadError, match=r"manifest\.json is missing"):
         read_manifest(tmp_path / "manifest.json", name="tiny")
+
+
+BGR = {"preprocessing__channel_order": "BGR", "preprocessing__value_range": 255}
+
+
+@pytest.mark.parametrize(
+    ("changes", "bgr", "value_range"),
+    [
+        ({}, False, 1),
+        (BGR | {"input__dtype": "FP32"}, True, 255),
+        # An exported graph orders and normalises its bytes itself; one that has no mean leaves the order free.
+        (BGR, False, 255),
+        (
+            {"preprocessing__channel_order": "BGR", "preprocessing__mean": [], "preprocessing__std": []},
+            True,
+            1,
+        ),
+    ],
+)
+def test_whoever_normalises_orders_the_channels(write, changes, bgr, value_range):
+    image = read_manifest(write(**changes), name="tiny").image
+
+    assert image is not None
+    assert (image.preprocess.bgr, image.preprocess.value_range) == (bgr, value_range)
