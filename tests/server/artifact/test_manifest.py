@@ -138,7 +138,7 @@ BGR = {"preprocessing__channel_order": "BGR", "preprocessing__value_range": 255}
     [
         ({}, False, 1),
         (BGR | {"input__dtype": "FP32"}, True, 255),
-        # An exported graph orders and normalises its bytes itself; one that has no mean leaves the order free.
+        # An exported graph orders and normalises bytes itself; one without a mean leaves the order free.
         (BGR, False, 255),
         (
             {"preprocessing__channel_order": "BGR", "preprocessing__mean": [], "preprocessing__std": []},
