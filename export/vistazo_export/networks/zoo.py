@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vistazo_export.checkpoints import checkpoint
+from vistazo_export.checkpoints.torch_files import Contents
 from vistazo_export.errors import (
     LabelsError,
     PresetError,
@@ -22,11 +24,10 @@ from vistazo_export.errors import (
     WeightsError,
     WeightsUnavailableError,
 )
-from vistazo_export.networks import checkpoint, lenet, own_code, timm_networks
+from vistazo_export.networks import lenet, own_code, timm_networks
 from vistazo_export.networks.download import fetch_checkpoint, sha256_of
 from vistazo_export.networks.nin import NetworkInNetwork
 from vistazo_export.networks.preset import Preset, preset_of
-from vistazo_export.networks.torch_files import Contents
 from vistazo_export.progress import SILENT, Progress
 from vistazo_preprocessing.spec import ResizeMode
 

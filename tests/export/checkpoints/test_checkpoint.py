@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vistazo_export.checkpoints.checkpoint import fit_state_dict, read_state_dict
 from vistazo_export.errors import WeightsError
-from vistazo_export.networks.checkpoint import fit_state_dict, read_state_dict
 from vistazo_export.networks.lenet import LeNet
 
 

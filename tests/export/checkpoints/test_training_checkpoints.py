@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from vistazo_export.checkpoints.checkpoint import fit_checkpoint, read_checkpoint
 from vistazo_export.errors import LabelsError, WeightsError
 from vistazo_export.networks import zoo
-from vistazo_export.networks.checkpoint import fit_checkpoint, read_checkpoint
 from vistazo_export.networks.lenet import LeNet
 from vistazo_export.progress import Progress
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vistazo_export.errors import WeightsError
-from vistazo_export.networks import state_dict
-from vistazo_export.networks.state_dict import Reading
-from vistazo_export.networks.torch_files import (
+from vistazo_export.checkpoints import state_dict
+from vistazo_export.checkpoints.state_dict import Reading
+from vistazo_export.checkpoints.torch_files import (
     ONNX_WAY,
     SAVE_AGAIN,
     Contents,
     in_memory,
     read_torch_file,
 )
-from vistazo_export.networks.unpickling import Global, Node, as_mapping, everything_in
+from vistazo_export.checkpoints.unpickling import Global, Node, as_mapping, everything_in
+from vistazo_export.errors import WeightsError
 from vistazo_export.progress import SILENT, Progress
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model")

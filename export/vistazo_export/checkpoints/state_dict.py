@@ -13,9 +13,9 @@ from itertools import combinations
 
 from torch import Tensor
 
+from vistazo_export.checkpoints.torch_files import Contents, StoredTensor
+from vistazo_export.checkpoints.unpickling import as_mapping
 from vistazo_export.errors import WeightsError
-from vistazo_export.networks.torch_files import Contents, StoredTensor
-from vistazo_export.networks.unpickling import as_mapping
 
 TRANSPARENT = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}

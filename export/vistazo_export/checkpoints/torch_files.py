@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistazo_export.errors import WeightsError
-from vistazo_export.networks.unpickling import (
+from vistazo_export.checkpoints.unpickling import (
     Bytes,
     Global,
     Node,
@@ -29,6 +28,7 @@ from vistazo_export.networks.unpickling import (
     everything_in,
     read_pickle,
 )
+from vistazo_export.errors import WeightsError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
