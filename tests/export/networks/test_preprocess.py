@@ -1,6 +1,7 @@
 """One description of preprocessing from whatever file people have: pixels are those of its own library."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def pictures() -> list[Image.Image]:
 )
 @pytest.mark.parametrize("nested", [True, False], ids=["config.json", "pretrained_cfg"])
 def test_pixels_of_a_timm_configuration_equal_timms_to_the_bit(tmp_path, config, nested):
-    timm_data = pytest.importorskip("timm.data")
+    timm_data = import_module("timm.data")
     config = config | {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
     content = {"architecture": "resnet18", "num_classes": 7, "pretrained_cfg": config} if nested else config
     preset = from_proto(preprocessing(written(tmp_path, content)), 3)
@@ -120,9 +121,6 @@ MODULES = {"mobilenetv1": "mobilenet_v1", "mobilenetv2": "mobilenet_v2"}
 
 @pytest.mark.parametrize("kind", HUB)
 def test_what_a_hub_processor_makes_equals_transformers(tmp_path, kind):
-    pytest.importorskip("transformers")
-    from importlib import import_module
-
     name, content = HUB[kind]
     module = MODULES.get(name.lower(), name.lower())
     processors = import_module(f"transformers.models.{module}.image_processing_pil_{module}")

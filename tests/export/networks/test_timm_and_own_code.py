@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,17 @@ def first_logits(models: Path, name: str, image, version: int = 1) -> np.ndarray
     return session.run(None, {"images": pixels[np.newaxis]})[0]
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "mobilenetv3_small_050"])
+MORE_FAMILIES = ("mobilenetv3_small_050", "test_efficientnet", "test_byobnet", "test_nfnet", "test_mambaout")
+FAMILIES = (
+    *("resnet10t", "test_vit", "test_convnext"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_FAMILIES),
+)
+"""Small ones, a family each."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_network_of_timms_answers_as_timm_does(tmp_path: Path, models: Path, vistazo: Vistazo, name: str):
-    timm = pytest.importorskip("timm")
+    timm = import_module("timm")
     labels = [f"class {index}" for index in range(7)]
     (tmp_path / "labels.txt").write_text("\n".join(labels))
     torch.manual_seed(3)
@@ -113,7 +122,6 @@ def test_a_network_of_timms_answers_as_timm_does(tmp_path: Path, models: Path, v
 
 
 def test_timms_own_preprocessing_and_labels_come_with_a_network():
-    pytest.importorskip("timm")
     vit = zoo.resolve("timm:vit_base_patch16_224", "untrained")
     assert vit.architecture == "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k"
     assert (len(vit.labels), vit.labels[0]) == (1000, "tench")
@@ -140,13 +148,11 @@ def test_timms_own_preprocessing_and_labels_come_with_a_network():
     ],
 )
 def test_what_timm_does_not_have_is_told(name: str, complaint: str):
-    pytest.importorskip("timm")
     with pytest.raises(UnknownNetworkError, match=complaint):
         zoo.resolve(name)
 
 
 def test_a_network_of_timms_without_labels_asks_for_them():
-    pytest.importorskip("timm")
     with pytest.raises(LabelsError, match="say --labels FILE"):
         zoo.resolve("timm:vit_base_patch16_clip_224.laion2b", "untrained")
 
@@ -154,7 +160,7 @@ def test_a_network_of_timms_without_labels_asks_for_them():
 def test_weights_of_timms_that_cannot_be_had_name_the_other_ways(
     models: Path, vistazo: Vistazo, monkeypatch: pytest.MonkeyPatch
 ):
-    timm = pytest.importorskip("timm")
+    timm = import_module("timm")
 
     def offline(*_, **__):
         raise OSError("the hub does not answer")
