@@ -87,7 +87,7 @@ def first_logits(models: Path, name: str, image, version: int = 1) -> np.ndarray
     return session.run(None, {"images": pixels[np.newaxis]})[0]
 
 
-MORE_FAMILIES = ("mobilenetv3_small_050", "test_efficientnet", "test_byobnet", "test_nfnet", "test_mambaout")
+MORE_FAMILIES = ("mobilenetv3_small_050", "test_efficientnet", "test_byobnet", "test_nfnet", "test_coatnet")
 FAMILIES = (
     *("resnet10t", "test_vit", "test_convnext"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_FAMILIES),
