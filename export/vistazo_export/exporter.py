@@ -165,10 +165,12 @@ def _origin(recipe: zoo.Recipe) -> str:
     """Say where the preprocessing comes from, and what to do where that is a guess."""
     if recipe.preset_is_told or recipe.weights.source == "pretrained":
         return f"from {recipe.preset_from}"
+    # timm has networks without published weights, and knows how images are prepared for these, too.
+    whose = "its configuration" if recipe.preset_from.startswith("timm ") else "the published weights"
     if recipe.weights.source == "untrained":
-        return f"from {recipe.preset_from}, the published weights"
+        return f"from {recipe.preset_from}, {whose}"
     return (
-        f"assumed from {recipe.preset_from}, the published weights; if {recipe.weights.name} was trained "
+        f"assumed from {recipe.preset_from}, {whose}; if {recipe.weights.name} was trained "
         "with another, say it with --preprocess"
     )
 
