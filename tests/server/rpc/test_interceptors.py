@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import traceback
 from contextlib import asynccontextmanager, contextmanager
 
@@ -23,6 +24,11 @@ CALLS = 20
 LAST_CALLS = 3
 """grpc itself keeps the last one or two calls until others come."""
 TOKEN = "a-token-of-the-tests"
+GROUPS_LET_GO = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1),
+    reason="this Python's task groups keep the errors of their tasks in a cycle (python/cpython#124958)",
+)
+"""The server itself has no task groups; a handler may."""
 
 
 class Message:
@@ -267,7 +273,7 @@ def test_errors_of_a_group_let_go_each_and_the_error_itself_comes_back():
     assert len(chain(group)) == 4
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("grouped", [False, pytest.param(True, marks=GROUPS_LET_GO)])
 @pytest.mark.parametrize("error", [InferenceError, ValueError])
 @pytest.mark.parametrize("kind", ["unary", "generates", "writes"])
 async def test_a_request_that_failed_is_gone_without_the_collector_of_cycles(kind, error, grouped):

@@ -1,6 +1,7 @@
 """Both clients against the real server: errors by their own names, and each image's own deadline."""
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -63,10 +64,14 @@ async def test_one_request_of_a_stream_has_a_deadline_of_its_own(slow_models):
 
 async def test_a_stream_that_is_too_much_says_so_image_by_image(slow_models):
     async with serving(slow_models, max_batch_size=1) as server, AsyncClient(server.address) as client:
-        pairs = ((number, RED) for number in range(20))
-        results = [result async for _, result in client.classify_stream(pairs, timeout=1.0)]
+        # However busy the machine is: time for some of them, and not for all.
+        began = time.monotonic()
+        await client.classify(RED)
+        enough_for_some = max(1.0, 5 * (time.monotonic() - began))
+        pairs = ((number, RED) for number in range(30))
+        results = [result async for _, result in client.classify_stream(pairs, timeout=enough_for_some)]
 
-    assert len(results) == 20
+    assert len(results) == 30
     assert any(result.error is None for result in results)
     failures = [result.error for result in results if result.error is not None]
     assert failures
