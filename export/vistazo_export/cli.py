@@ -152,7 +152,7 @@ def export_command(
 
     # torch takes seconds to import; --help and usage errors do without.
     from vistazo_export.exporter import ExportRequest, export_model  # noqa: PLC0415
-    from vistazo_export.networks.zoo import CheckpointOptions  # noqa: PLC0415
+    from vistazo_export.networks.checkpoint_options import CheckpointOptions  # noqa: PLC0415
     from vistazo_export.report import Report  # noqa: PLC0415
 
     report = Report()

@@ -13,6 +13,7 @@ from vistazo_export.conversion.onnx_export import check_onnx, write_onnx
 from vistazo_export.errors import ExportError, PresetError, RepositoryError, WeightsUnavailableError
 from vistazo_export.foreign.imported import check_external_files
 from vistazo_export.networks import zoo
+from vistazo_export.networks.checkpoint_options import NOTHING_SAID, CheckpointOptions
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.labels import read_labels
 from vistazo_export.networks.preprocess import sentence, with_preprocess
@@ -42,7 +43,7 @@ class ExportRequest:
     """Folder in the repository; by default the architecture, with the precision where that is not fp32."""
     weights: str = "pretrained"
     """As `zoo.resolve` takes it."""
-    checkpoint: zoo.CheckpointOptions = zoo.NOTHING_SAID
+    checkpoint: CheckpointOptions = NOTHING_SAID
     """Of a weights file."""
     labels: Path | None = None
     preprocess: str = ""

@@ -20,6 +20,7 @@ from vistazo_export.errors import ExportError, RepositoryError, WeightsError, We
 from vistazo_export.foreign.imported import check_external_files, check_imported
 from vistazo_export.foreign.interface import check_model, read_interface
 from vistazo_export.networks import own_code, zoo
+from vistazo_export.networks.checkpoint_options import CheckpointOptions
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.preprocess import with_preprocessing
 from vistazo_export.networks.preset import Preset, from_proto, to_proto
@@ -245,7 +246,7 @@ def _recorded_recipe(manifest: ModelManifest, weights_files: Sequence[Path]) -> 
             # Exports from before it was asked for were all made so.
             as_ever = {"transform_input": "true"} if manifest.architecture in zoo.RENORMALISING else {}
             builder = as_ever | dict(record.builder)
-            options = zoo.CheckpointOptions(
+            options = CheckpointOptions(
                 record.state_dict_key, tuple(record.ignored_keys), tuple(sorted(builder.items()))
             )
             return zoo.resolve(manifest.architecture, str(file), labels, options=options)

@@ -1,5 +1,6 @@
 """A user's own weights: reading the file and fitting its keys to a network."""
 
+import math
 import pickle
 import struct
 import warnings
@@ -134,6 +135,10 @@ def _read_pickled(path: Path) -> object:
     return content
 
 
+POSITIONS = "encoder.pos_embedding"
+"""Of torchvision's vision transformers: one row a patch of the image, and one for the class."""
+
+
 def read_checkpoint(path: Path) -> Contents:
     """Return what a user's file holds, whatever its name: safetensors, or what `torch.save` wrote.
 
@@ -264,6 +269,10 @@ def _misfit(reading: Reading, expected: Mapping[str, Tensor]) -> str:
         said = [f"{name} {_shape(had)} for {_shape(wanted)}" for name, (had, wanted) in shapes.items()]
         problems.append(f"of another shape {_some(said)}")
     problems += [f"{name}: {why}" for name, why in list(reading.unreadable.items())[:MOST_NAMED]]
+    if set(reading.reshaped) == {POSITIONS} and not reading.missing and not reading.unexpected:
+        patch = expected["conv_proj.weight"].shape[-1]
+        side = math.isqrt(shapes[POSITIONS][0][1] - 1) * patch
+        return f"{problems[0]}; it is for images of {side}×{side}: say --builder image_size={side}"
     return "; ".join(problems) + _way_on(reading, shapes, expected)
 
 

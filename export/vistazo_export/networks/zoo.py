@@ -3,7 +3,6 @@
 `resolve` says what an export would use, without building or downloading anything; `load` gets it.
 """
 
-import ast
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from vistazo_export.errors import (
     WeightsUnavailableError,
 )
 from vistazo_export.networks import lenet, own_code, timm_networks
+from vistazo_export.networks.checkpoint_options import NOTHING_SAID, CheckpointOptions, image_size, value_of
 from vistazo_export.networks.download import fetch_checkpoint, sha256_of
 from vistazo_export.networks.nin import NetworkInNetwork
 from vistazo_export.networks.preset import Preset, preset_of
@@ -44,21 +44,6 @@ MISSING_SCHEMAS = (
     ("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
     ("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
 )
-
-
-@dataclass(frozen=True)
-class CheckpointOptions:
-    """What a user says of a weights file that it does not tell itself."""
-
-    state_dict_key: str = ""
-    """Which of several state dicts to take; empty: the one that fits."""
-    ignore_keys: tuple[str, ...] = ()
-    """Patterns, as of a shell, of keys that play no part in inference."""
-    builder: tuple[tuple[str, str], ...] = ()
-    """Options of the network's builder, such as ("transform_input", "false")."""
-
-
-NOTHING_SAID = CheckpointOptions()
 
 
 @dataclass(frozen=True)
@@ -162,7 +147,7 @@ def resolve(
     if own_code.is_own_code(architecture):
         published = _of_own_code(architecture, labels)
     else:
-        published = _published(architecture, weights)
+        published = _published(architecture, weights, image_size(options))
     if not published.labels and labels is None:
         raise LabelsError(f"the labels of {architecture} are not known: say --labels FILE, one a class")
     if weights == "untrained":
@@ -224,8 +209,12 @@ def _fit(module: nn.Module, contents: Contents, recipe: Recipe, progress: Progre
     )
 
 
-def _published(architecture: str, weights: str) -> Recipe:
-    """Return the recipe with the published weights named `weights`, else the default ones."""
+def _published(architecture: str, weights: str, size: int = 0) -> Recipe:
+    """Return the recipe with the published weights named `weights`, else the default ones.
+
+    `size`: the side of the images, where it is not that of the published weights; they are then resized to as
+    much more than the crop as for these.
+    """
     if architecture == "lenet":
         embedded = Weights("pretrained", lenet.WEIGHTS_NAME, sha256=lenet.WEIGHTS_SHA256)
         return Recipe("lenet", embedded, lenet.LABELS, lenet.PRESET, lenet.transforms, lenet.WEIGHTS_NAME)
@@ -244,7 +233,8 @@ def _published(architecture: str, weights: str) -> Recipe:
     known = models.get_model_weights(architecture)
     chosen = next((member for member in known if str(member) == weights), known.DEFAULT)
     published = Weights("pretrained", str(chosen), chosen.url)
-    return Recipe(architecture, published, *_labels_and_preset(chosen), str(chosen))
+    told = f"{chosen} at {size}×{size}" if size else str(chosen)
+    return Recipe(architecture, published, *_labels_and_preset(chosen, size), told)
 
 
 def _timm_network(architecture: str) -> timm_networks.TimmNetwork:
@@ -293,14 +283,18 @@ class _PublishedWeights(Protocol):
 
     meta: dict[str, Any]
 
-    def transforms(self) -> Callable[[Image.Image], Tensor]:
-        """Return the preprocessing that goes with the weights."""
+    def transforms(self, **options: int) -> Callable[[Image.Image], Tensor]:
+        """Return the preprocessing that goes with the weights, where no option says otherwise."""
 
 
 def _labels_and_preset(
-    weights: _PublishedWeights,
+    weights: _PublishedWeights, size: int = 0
 ) -> tuple[tuple[str, ...], Preset, Callable[[Image.Image], Tensor]]:
     transforms = weights.transforms()
+    if size:
+        usual = preset_of(transforms)
+        resize_size = round(usual.resize_size * size / usual.height)
+        transforms = weights.transforms(crop_size=size, resize_size=resize_size)
     return tuple(weights.meta["categories"]), preset_of(transforms), transforms
 
 
@@ -357,7 +351,7 @@ def _build(recipe: Recipe, *, seed: int) -> nn.Module:
                 raise WeightsError(f"{recipe.architecture} takes no --builder option")
             network = _timm_network(recipe.architecture)
             return timm_networks.build(network, recipe.preset, classes=classes)
-        options = _builder_options(recipe) | {key: _value(text) for key, text in said}
+        options = _builder_options(recipe) | {key: value_of(text) for key, text in said}
         try:
             module = torchvision_models().get_model(
                 recipe.architecture, weights=None, num_classes=classes, **options
@@ -401,15 +395,3 @@ def _is_published(recipe: Recipe) -> bool:
     known = torchvision_models().get_model_weights(recipe.architecture)
     digests = [member.url.rpartition("-")[2].removesuffix(".pth") for member in known]
     return any(len(digest) >= 8 and recipe.weights.sha256.startswith(digest) for digest in digests)
-
-
-def _value(text: str) -> object:
-    """Return a builder option as Python has it: true, false, none, a number, a tuple, else text."""
-    words: dict[str, object] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        value: object = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return value

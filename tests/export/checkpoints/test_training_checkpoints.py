@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from vistazo_export.checkpoints.checkpoint import fit_checkpoint, read_checkpoint
 from vistazo_export.errors import LabelsError, WeightsError
 from vistazo_export.networks import zoo
+from vistazo_export.networks.checkpoint_options import CheckpointOptions
 from vistazo_export.networks.lenet import LeNet
 from vistazo_export.progress import Progress
 
@@ -223,14 +225,34 @@ def test_what_no_file_tells_of_a_network_is_asked_for(tmp_path, name):
     ):
         zoo.load(recipe)
     for said in ("true", "false"):
-        options = zoo.CheckpointOptions(builder=(("transform_input", said),))
+        options = CheckpointOptions(builder=(("transform_input", said),))
         network = zoo.load(zoo.resolve(name, str(tmp_path / "w.pth"), ["a", "b", "c"], options=options))
         assert network.module.transform_input is (said == "true")
 
 
+def test_a_vision_transformer_for_other_images_names_their_size_and_takes_it(tmp_path):
+    build = functools.partial(zoo.torchvision_models().get_model, "vit_b_32", weights=None, num_classes=2)
+    torch.save(build(image_size=96).state_dict(), tmp_path / "w.pth")
+    resolve = functools.partial(zoo.resolve, "vit_b_32", str(tmp_path / "w.pth"), ["a", "b"])
+
+    with pytest.raises(WeightsError, match=r"images of 96×96: say --builder image_size=96$"):
+        zoo.load(resolve())
+    with pytest.raises(WeightsError, match="images of 96×96"):
+        zoo.load(resolve(options=CheckpointOptions(builder=(("image_size", "128"),))))
+    recipe = resolve(options=CheckpointOptions(builder=(("image_size", "96"),)))
+    preset, pixels = recipe.preset, recipe.transforms(Image.new("RGB", (300, 200)))
+    assert (preset.height, preset.width, preset.resize_size) == (96, 96, 110)
+    assert tuple(pixels.shape) == (3, 96, 96)
+    with torch.inference_mode():
+        assert tuple(zoo.load(recipe).module(pixels[None]).shape) == (1, 2)
+    for size in ("abc", "-1", "true", "1e3", "100000"):
+        with pytest.raises(WeightsError, match="no side of an image"):
+            resolve(options=CheckpointOptions(builder=(("image_size", size),)))
+
+
 def test_a_builder_option_that_there_is_not_is_refused_in_one_line(tmp_path):
     torch.save(trained().state_dict(), tmp_path / "w.pth")
-    options = zoo.CheckpointOptions(builder=(("no_such", "1"),))
+    options = CheckpointOptions(builder=(("no_such", "1"),))
     for name in ("lenet", "resnet18"):
         with pytest.raises(WeightsError, match="no_such"):
             zoo.load(zoo.resolve(name, str(tmp_path / "w.pth"), ["a", "b"], options=options))
