@@ -40,6 +40,7 @@ from vistazo_client.results import (
     ModelInfo,
     ModelState,
     Prediction,
+    ScoreKind,
     Timing,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "PermissionDeniedError",
     "Prediction",
     "RequestCancelledError",
+    "ScoreKind",
     "ServerError",
     "TLSError",
     "Timing",

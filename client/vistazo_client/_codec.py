@@ -22,6 +22,7 @@ from vistazo_client.results import (
     ModelInfo,
     ModelState,
     Prediction,
+    ScoreKind,
     Timing,
 )
 from vistazo_proto import classification_pb2 as pb
@@ -48,10 +49,24 @@ class Query:
     model: str = ""
     version: str = ""
     top_k: int | None = None
+    min_probability: float | None = None
 
     def __post_init__(self) -> None:
         if self.top_k is not None and not 1 <= self.top_k <= _MAX_TOP_K:
             raise InvalidRequestError(f"top_k: expected at least 1, got {self.top_k}")
+        least = self.min_probability
+        if least is not None and not 0 <= least <= 1:
+            raise InvalidRequestError(f"min_probability: expected 0 to 1, got {least:g}")
+
+    def request(self, images: Iterable[pb.Image] = ()) -> pb.ClassifyRequest:
+        """Return the request that asks it of `images`."""
+        return pb.ClassifyRequest(
+            model=self.model,
+            version=self.version,
+            top_k=self.top_k,
+            min_probability=self.min_probability,
+            images=images,
+        )
 
 
 @dataclass(slots=True)
@@ -76,7 +91,7 @@ def chunk_images(images: Iterable[object], query: Query, *, max_message_bytes: i
     Takes from `images` no more than the next chunk needs, and one image beyond.
     """
     max_image_bytes = max_message_bytes - MESSAGE_OVERHEAD_BYTES
-    chunk = _new_chunk(query)
+    chunk = Chunk(query.request())
     for value in images:
         entry: str | InvalidImageError = image_name(value)
         message = None
@@ -89,17 +104,13 @@ def chunk_images(images: Iterable[object], query: Query, *, max_message_bytes: i
         too_large = chunk.size + size > min(REQUEST_BYTES, max_image_bytes // 2)
         if full or (too_large and chunk.size):
             yield chunk
-            chunk = _new_chunk(query)
+            chunk = Chunk(query.request())
         chunk.entries.append(entry)
         if message is not None:
             chunk.request.images.append(message)
             chunk.size += size
     if chunk.entries:
         yield chunk
-
-
-def _new_chunk(query: Query) -> Chunk:
-    return Chunk(pb.ClassifyRequest(model=query.model, version=query.version, top_k=query.top_k))
 
 
 def decode_chunk(chunk: Chunk, response: pb.ClassifyResponse) -> Iterator[Classification]:
@@ -153,7 +164,7 @@ def _decode_error(result: pb.ImageResult, name: str) -> VistazoError | None:
         # Here the server speaks of an image, also one that is too old to say so.
         reason = result.error.reason or INVALID_IMAGE_REASON
         return name_error(error_from_code(result.error.code, result.error.message, reason), name)
-    if outcome is None or not result.predictions.predictions:
+    if outcome is None:
         return name_error(ServerError("the server sent neither predictions nor an error"), name)
     return None
 
@@ -184,6 +195,7 @@ def decode_model(model: pb.Model) -> ModelInfo:
         max_batch_size=model.max_batch_size,
         device=model.device,
         latencies=tuple(BatchLatency(each.batch_size, each.seconds) for each in model.latencies),
+        scores=_decode_scores(model.scores),
     )
 
 
@@ -191,3 +203,8 @@ def _decode_state(number: int) -> ModelState:
     # A newer server may know states that this client does not.
     name = pb.State.Name(number) if number in pb.State.values() else ""
     return ModelState(name) if name in ModelState.__members__ else ModelState.UNKNOWN
+
+
+def _decode_scores(number: int) -> ScoreKind:
+    name = pb.ScoreKind.Name(number) if number in pb.ScoreKind.values() else ""
+    return ScoreKind(name) if name in ScoreKind.__members__ else ScoreKind.UNKNOWN

@@ -75,6 +75,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         model: str = ...,
         version: str = ...,
         top_k: int | None = ...,
+        min_probability: float | None = ...,
         timeout: float | None = ...,  # noqa: ASYNC109
     ) -> Classification: ...
     @overload
@@ -85,6 +86,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         model: str = ...,
         version: str = ...,
         top_k: int | None = ...,
+        min_probability: float | None = ...,
         timeout: float | None = ...,  # noqa: ASYNC109
     ) -> list[Classification]: ...
     async def classify(
@@ -94,6 +96,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         model: str = "",
         version: str = "",
         top_k: int | None = None,
+        min_probability: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  it goes to the server, too
     ) -> Classification | list[Classification]:
         """Classify one image, or each image of an iterable, as `Client.classify` does."""
@@ -106,6 +109,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
                 model=model,
                 version=version,
                 top_k=top_k,
+                min_probability=min_probability,
                 timeout=timeout,
             )
         ]
@@ -121,6 +125,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         model: str = "",
         version: str = "",
         top_k: int | None = None,
+        min_probability: float | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Classification]:
         """Yield what `classify` would put in its list, each result as soon as its turn comes.
@@ -128,7 +133,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         `images` is iterated in a thread, one image at a time.
         """
         self._check_images(images, "classify()")
-        query = Query(model, version, top_k)
+        query = Query(model, version, top_k, min_probability)
         chunks = chunk_images(images, query, max_message_bytes=self._max_message_bytes)
         # Nothing to read: not worth a thread.
         at_once = isinstance(images, list) and len(images) == 1 and isinstance(images[0], bytes)
@@ -141,6 +146,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         model: str = "",
         version: str = "",
         top_k: int | None = None,
+        min_probability: float | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[tuple[_Id, Classification]]:
         """Classify (id, image) pairs over one stream, as `Client.classify_stream` does.
@@ -155,7 +161,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         self._check_open()
         if not isinstance(images, AsyncIterable):
             self._check_images(images, "classify()")
-        session = self._stream_session(Query(model, version, top_k), timeout)
+        session = self._stream_session(Query(model, version, top_k, min_probability), timeout)
         tasks = StreamTasks(session, self._encode(images), self._open_stream)
         return cast("AsyncIterator[tuple[_Id, Classification]]", tasks.results())
 

@@ -106,6 +106,7 @@ class Client(ClientCore[grpc.Channel]):
         model: str = ...,
         version: str = ...,
         top_k: int | None = ...,
+        min_probability: float | None = ...,
         timeout: float | None = ...,
     ) -> Classification: ...
     @overload
@@ -116,6 +117,7 @@ class Client(ClientCore[grpc.Channel]):
         model: str = ...,
         version: str = ...,
         top_k: int | None = ...,
+        min_probability: float | None = ...,
         timeout: float | None = ...,
     ) -> list[Classification]: ...
     def classify(
@@ -125,6 +127,7 @@ class Client(ClientCore[grpc.Channel]):
         model: str = "",
         version: str = "",
         top_k: int | None = None,
+        min_probability: float | None = None,
         timeout: float | None = None,
     ) -> Classification | list[Classification]:
         """Classify one image, or each image of an iterable.
@@ -141,14 +144,29 @@ class Client(ClientCore[grpc.Channel]):
 
         model: default, the only model served. version: default, the highest that is ready.
         top_k: how many predictions; default, the server's (5).
+        min_probability: leave out predictions below it, 0 to 1; an image may then have none. Default: 0.
         timeout: seconds for each request; default, the client's.
         """
         if not is_one_image(image):
             images = cast("Iterable[ImageInput]", image)
             return list(
-                self.classify_iter(images, model=model, version=version, top_k=top_k, timeout=timeout)
+                self.classify_iter(
+                    images,
+                    model=model,
+                    version=version,
+                    top_k=top_k,
+                    min_probability=min_probability,
+                    timeout=timeout,
+                )
             )
-        (result,) = self.classify_iter([image], model=model, version=version, top_k=top_k, timeout=timeout)
+        (result,) = self.classify_iter(
+            [image],
+            model=model,
+            version=version,
+            top_k=top_k,
+            min_probability=min_probability,
+            timeout=timeout,
+        )
         result.raise_for_error()
         return result
 
@@ -159,11 +177,12 @@ class Client(ClientCore[grpc.Channel]):
         model: str = "",
         version: str = "",
         top_k: int | None = None,
+        min_probability: float | None = None,
         timeout: float | None = None,
     ) -> Iterator[Classification]:
         """Yield what `classify` would put in its list, each result as soon as its turn comes."""
         self._check_images(images, "classify()")
-        query = Query(model, version, top_k)
+        query = Query(model, version, top_k, min_probability)
         chunks = chunk_images(images, query, max_message_bytes=self._max_message_bytes)
         return self._classify_chunks(chunks, self._deadline(timeout))
 
@@ -174,6 +193,7 @@ class Client(ClientCore[grpc.Channel]):
         model: str = "",
         version: str = "",
         top_k: int | None = None,
+        min_probability: float | None = None,
         timeout: float | None = None,
     ) -> Iterator[tuple[_Id, Classification]]:
         """Classify (id, image) pairs over one stream; yield (id, result) pairs, each as soon as it is ready.
@@ -194,7 +214,7 @@ class Client(ClientCore[grpc.Channel]):
         timeout: seconds for each image, counted from when it was taken; default, the client's.
         """
         self._check_images(images, "classify()")
-        session = self._stream_session(Query(model, version, top_k), timeout)
+        session = self._stream_session(Query(model, version, top_k, min_probability), timeout)
         encode = partial(encode_stream_image, max_message_bytes=self._max_message_bytes)
         threads = StreamThreads(session, map(encode, images), self._open_stream)
         return cast("Iterator[tuple[_Id, Classification]]", threads.results())

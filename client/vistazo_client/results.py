@@ -38,7 +38,8 @@ class Classification:
     """The answer for one image: its predictions, or why there are none."""
 
     predictions: tuple[Prediction, ...] = ()
-    """The most probable classes, best first; empty when `error` is set."""
+    """The most probable classes, best first; empty when `error` is set, or when none reached the
+    `min_probability` of the call."""
     model: str = ""
     """Name of the model that answered; empty when the image was never sent."""
     version: str = ""
@@ -52,8 +53,13 @@ class Classification:
 
     @property
     def top(self) -> Prediction:
-        """The most probable class. Raises `error` when there is one."""
+        """The most probable class.
+
+        Raises `error` when there is one, and LookupError when no class reached `min_probability`.
+        """
         self.raise_for_error()
+        if not self.predictions:
+            raise LookupError("no class reached min_probability: the image has no predictions")
         return self.predictions[0]
 
     def raise_for_error(self) -> None:
@@ -72,6 +78,22 @@ class ModelState(StrEnum):
     FAILED = "FAILED"
     """`ModelInfo.reason` says why."""
     UNLOADING = "UNLOADING"
+
+
+class ScoreKind(StrEnum):
+    """What a model's scores are, and so what its probabilities mean."""
+
+    UNKNOWN = "UNKNOWN"
+    """The server said nothing that this client knows."""
+    LOGITS = "LOGITS"
+    """The classes exclude each other: probabilities are the softmax of the scores, and sum to 1."""
+    PROBABILITIES = "PROBABILITIES"
+    """The classes exclude each other: probabilities are the scores, and sum to 1."""
+    INDEPENDENT = "INDEPENDENT"
+    """Each class has a probability of its own, the score. Of a binary model, which scores the second of two
+    classes alone, the first has 1 minus that."""
+    INDEPENDENT_LOGITS = "INDEPENDENT_LOGITS"
+    """Each class has a probability of its own, the sigmoid of the score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +131,8 @@ class ModelInfo:
     """What runs it: "cpu" or "cuda"; empty until loaded."""
     latencies: tuple[BatchLatency, ...] = ()
     """The measured latency table, by batch size."""
+    scores: ScoreKind = ScoreKind.UNKNOWN
+    """What the model's scores are, and so whether the probabilities of all classes sum to 1."""
 
     @property
     def ready(self) -> bool:

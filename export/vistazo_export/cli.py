@@ -215,8 +215,10 @@ def export_command(
 @click.option("--output", metavar="NAME", default="", help="The output that scores the classes.")
 @click.option(
     "--output-kind",
-    type=click.Choice(["logits", "probabilities"]),
-    help="What the scores are; by default found out by running the graph.",
+    type=click.Choice(["logits", "probabilities", "independent", "independent-logits"]),
+    help="What the scores are: of classes that exclude each other, before softmax or after it; or "
+    "independent, each of its own class (multi-label, binary), after a sigmoid or before it. By default "
+    "found out by reading and running the graph.",
 )
 @_max_batch
 @click.option("--force", is_flag=True, help="Publish a new version though nothing has changed.")

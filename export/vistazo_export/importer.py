@@ -13,7 +13,7 @@ from pathlib import Path
 from vistazo_export.checks.parity import open_session
 from vistazo_export.errors import GraphError, RepositoryError, UndecidedError
 from vistazo_export.exporter import ExportedModel, check_name, newest_version
-from vistazo_export.foreign.hub_folder import PROCESSORS, check_single_label, read_hub_folder
+from vistazo_export.foreign.hub_folder import PROCESSORS, check_classifier, read_hub_folder
 from vistazo_export.foreign.image_input import (
     ImageOptions,
     image_input,
@@ -22,7 +22,7 @@ from vistazo_export.foreign.image_input import (
 )
 from vistazo_export.foreign.imported import batch_limit, image_feeds, is_batched, random_feeds, run_graph
 from vistazo_export.foreign.interface import OnnxInterface, check_model, read_interface
-from vistazo_export.foreign.scores import scores_output
+from vistazo_export.foreign.scores import ScoresOptions, scores_output
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.labels import read_labels
 from vistazo_export.networks.preprocess import IMAGENET, NONE, preprocessing_for, read_preprocess, sentence
@@ -56,7 +56,9 @@ class ImportRequest:
     output: str = ""
     """The output that scores the classes; empty: the only one that can."""
     output_kind: str = ""
-    """"logits" or "probabilities"; empty: as it looks."""
+    """One of scores.KINDS; empty: as its origin and its values show."""
+    multi_label: bool = False
+    """A folder says that an image may show any number of classes."""
     max_batch_size: int = 32
     force: bool = False
     """Publish again though the newest version is the same."""
@@ -108,7 +110,7 @@ def _with_folder(request: ImportRequest) -> tuple[ImportRequest, tuple[str, ...]
         return request, ()
     folder = read_hub_folder(request.model)
     if not request.output_kind and request.preprocess != NONE:
-        check_single_label(folder)
+        check_classifier(folder)
     if not request.preprocess and not folder.preprocess:
         raise UndecidedError(
             f"{request.model} has no {PROCESSORS[0]}, so say --preprocess imagenet, --preprocess FILE, or "
@@ -119,6 +121,7 @@ def _with_folder(request: ImportRequest) -> tuple[ImportRequest, tuple[str, ...]
         model=folder.model,
         preprocess=request.preprocess or folder.preprocess,
         image=replace(request.image, open_layout="NCHW"),
+        multi_label=folder.is_multi_label,
     )
     return told, () if told.preprocess == NONE else folder.labels
 
@@ -210,9 +213,8 @@ def _run(
     answers = run_graph(model, interface, manifest, feeds)
     if not scores:
         return
-    output = scores_output(
-        interface, answers, wanted=request.output, labels=len(labels), kind=request.output_kind
-    )
+    options = ScoresOptions(request.output, request.output_kind, labels, request.multi_label)
+    output = scores_output(interface, answers, options, progress.about(request.name))
     if not labels:
         labels = tuple(str(index) for index in range(output.classes))
         progress.warning(

@@ -1,7 +1,7 @@
 """How a long operation tells whoever started it where it stands."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def _ignore(*_: object) -> None:
@@ -20,6 +20,14 @@ class Progress:
     """Called with one line that the user must see though the work goes on."""
     note: Callable[[str], None] = _ignore
     """Called with one line about what was decided."""
+
+    def about(self, name: str) -> "Progress":
+        """Return the same with the name of a model before every warning and note."""
+        return replace(
+            self,
+            warning=lambda text: self.warning(f"{name}: {text}"),
+            note=lambda text: self.note(f"{name}: {text}"),
+        )
 
 
 SILENT = Progress()

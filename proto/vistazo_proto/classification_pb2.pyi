@@ -7,6 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ScoreKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORE_KIND_UNSPECIFIED: _ClassVar[ScoreKind]
+    LOGITS: _ClassVar[ScoreKind]
+    PROBABILITIES: _ClassVar[ScoreKind]
+    INDEPENDENT: _ClassVar[ScoreKind]
+    INDEPENDENT_LOGITS: _ClassVar[ScoreKind]
+
 class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATE_UNSPECIFIED: _ClassVar[State]
@@ -14,6 +22,11 @@ class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     READY: _ClassVar[State]
     FAILED: _ClassVar[State]
     UNLOADING: _ClassVar[State]
+SCORE_KIND_UNSPECIFIED: ScoreKind
+LOGITS: ScoreKind
+PROBABILITIES: ScoreKind
+INDEPENDENT: ScoreKind
+INDEPENDENT_LOGITS: ScoreKind
 STATE_UNSPECIFIED: State
 LOADING: State
 READY: State
@@ -21,16 +34,18 @@ FAILED: State
 UNLOADING: State
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model", "version", "images", "top_k")
+    __slots__ = ("model", "version", "images", "top_k", "min_probability")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
     top_k: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ...) -> None: ...
+    min_probability: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., min_probability: _Optional[float] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("encoded", "raw")
@@ -151,7 +166,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "input_height", "input_width", "input_channels", "labels", "weights", "precision", "max_batch_size", "device", "latencies")
+    __slots__ = ("name", "version", "state", "reason", "input_height", "input_width", "input_channels", "labels", "weights", "precision", "max_batch_size", "device", "latencies", "scores")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +180,7 @@ class Model(_message.Message):
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: State
@@ -178,7 +194,8 @@ class Model(_message.Message):
     max_batch_size: int
     device: str
     latencies: _containers.RepeatedCompositeFieldContainer[BatchLatency]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_channels: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., device: _Optional[str] = ..., latencies: _Optional[_Iterable[_Union[BatchLatency, _Mapping]]] = ...) -> None: ...
+    scores: ScoreKind
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_channels: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., device: _Optional[str] = ..., latencies: _Optional[_Iterable[_Union[BatchLatency, _Mapping]]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ...) -> None: ...
 
 class BatchLatency(_message.Message):
     __slots__ = ("batch_size", "seconds")

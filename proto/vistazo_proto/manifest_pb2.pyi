@@ -117,22 +117,28 @@ class Preprocessing(_message.Message):
     def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., crop_height: _Optional[int] = ..., crop_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize_height: _Optional[int] = ..., resize_width: _Optional[int] = ..., channel_order: _Optional[str] = ..., value_range: _Optional[int] = ..., pad_color: _Optional[_Iterable[int]] = ..., crop_rounding: _Optional[_Union[Preprocessing.CropRounding, str]] = ...) -> None: ...
 
 class Output(_message.Message):
-    __slots__ = ("tensor", "kind", "classes")
+    __slots__ = ("tensor", "kind", "classes", "binary")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Output.Kind]
         LOGITS: _ClassVar[Output.Kind]
         PROBABILITIES: _ClassVar[Output.Kind]
+        INDEPENDENT: _ClassVar[Output.Kind]
+        INDEPENDENT_LOGITS: _ClassVar[Output.Kind]
     KIND_UNSPECIFIED: Output.Kind
     LOGITS: Output.Kind
     PROBABILITIES: Output.Kind
+    INDEPENDENT: Output.Kind
+    INDEPENDENT_LOGITS: Output.Kind
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    BINARY_FIELD_NUMBER: _ClassVar[int]
     tensor: str
     kind: Output.Kind
     classes: int
-    def __init__(self, tensor: _Optional[str] = ..., kind: _Optional[_Union[Output.Kind, str]] = ..., classes: _Optional[int] = ...) -> None: ...
+    binary: bool
+    def __init__(self, tensor: _Optional[str] = ..., kind: _Optional[_Union[Output.Kind, str]] = ..., classes: _Optional[int] = ..., binary: bool = ...) -> None: ...
 
 class Weights(_message.Message):
     __slots__ = ("source", "name", "url", "sha256", "state_dict_key", "ignored_keys", "builder")

@@ -115,18 +115,6 @@ def test_logits_and_probabilities_are_told_apart(import_graph: Import, models: P
     assert manifest_of(models).output.kind == kind
 
 
-def test_scores_that_are_neither_are_asked_about(import_graph: Import, models: Path):
-    graph = classifier(ending="Sigmoid")
-
-    assert "it ends in Sigmoid" in (line := refused(import_graph(graph), models))
-    assert "--output-kind logits or probabilities" in line
-    assert "is no probabilities: its rows sum to" in refused(
-        import_graph(graph, "--output-kind", "probabilities"), models
-    )
-    assert import_graph(graph, "--output-kind", "logits").exit_code == 0
-    assert manifest_of(models).output.kind == Output.LOGITS
-
-
 def test_imagenet_is_what_torchvision_does(import_graph: Import, models: Path):
     import_graph(classifier(size=(299, 299)))
 

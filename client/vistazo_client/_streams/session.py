@@ -108,12 +108,7 @@ class StreamSession:
         now = time.monotonic()
         self._waiting[str(next(self._numbers))] = _Waiting(
             image,
-            pb.ClassifyRequest(
-                model=self._query.model,
-                version=self._query.version,
-                top_k=self._query.top_k,
-                images=[image.message],
-            ),
+            self._query.request([image.message]),
             Attempts(retries=self._retries, timeout=self._timeout),
             deadline=now + self._timeout,
             due=now,

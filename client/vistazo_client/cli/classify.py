@@ -30,6 +30,12 @@ PROGRESS_FROM_IMAGES = 20
 @click.option("--model", default="", help="Name of the model.  [default: the only one served]")
 @click.option("--version", "version", default="", help="Version of the model.  [default: the highest ready]")
 @click.option("--top", type=click.IntRange(min=1), help="Predictions for each image.  [default: 5]")
+@click.option(
+    "--min-probability",
+    metavar="0..1",
+    type=click.FloatRange(0, 1),
+    help="Leave out predictions below it, so that an image may have none.  [default: 0]",
+)
 @json_option
 @server_options
 def classify_command(
@@ -38,6 +44,7 @@ def classify_command(
     model: str,
     version: str,
     top: int | None,
+    min_probability: float | None,
     as_json: bool,
     open_client: Callable[[], Client],
 ) -> None:
@@ -53,7 +60,9 @@ def classify_command(
     for path, error in errors:
         report.add(path, Classification(error=error))
     with open_client() as client:
-        results = client.classify_iter(paths, model=model, version=version, top_k=top)
+        results = client.classify_iter(
+            paths, model=model, version=version, top_k=top, min_probability=min_probability
+        )
         try:
             for path, result in zip(paths, _progress(results, len(paths)), strict=True):
                 if report.answered == 0 and result.error is None:
@@ -155,6 +164,8 @@ def _table(rows: Sequence[tuple[str, Classification]]) -> Table:
     table.add_column("probability", justify="right")
     table.add_column("")
     for name, result in rows:
+        if not result.predictions:
+            table.add_row(Text(name), "", Text("(none is probable enough)"), end_section=True)
         for rank, prediction in enumerate(result.predictions, start=1):
             table.add_row(
                 Text(name if rank == 1 else ""),

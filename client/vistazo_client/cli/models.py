@@ -11,7 +11,7 @@ from rich.text import Text
 from vistazo_client.cli.options import json_option, server_options
 from vistazo_client.cli.tables import print_table
 from vistazo_client.client import Client
-from vistazo_client.results import ModelInfo, ModelState
+from vistazo_client.results import ModelInfo, ModelState, ScoreKind
 
 _STATE_STYLE = {ModelState.READY: "green", ModelState.FAILED: "bold red"}
 
@@ -38,7 +38,16 @@ def models_command(*, as_json: bool, verbose: bool, open_client: Callable[[], Cl
 
 def _models_table(models: Sequence[ModelInfo]) -> Table:
     table = Table(
-        "model", "version", "state", "weights", "precision", "input", "classes", "max batch", "device"
+        "model",
+        "version",
+        "state",
+        "weights",
+        "precision",
+        "input",
+        "classes",
+        "scores",
+        "max batch",
+        "device",
     )
     for model in models:
         state = f"{model.state}: {model.reason}" if model.reason else str(model.state)
@@ -55,6 +64,7 @@ def _models_table(models: Sequence[ModelInfo]) -> Table:
             Text(model.precision),
             shape,
             str(len(model.labels) or ""),
+            "" if model.scores is ScoreKind.UNKNOWN else model.scores.lower().replace("_", " "),
             str(model.max_batch_size or ""),
             Text(model.device),
         )

@@ -16,6 +16,8 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 # What transformers calls a network whose classes exclude each other; where nothing is said, it is meant.
 SINGLE_LABEL = "single_label_classification"
+# And one whose classes do not; its graphs end before the sigmoid.
+MULTI_LABEL = "multi_label_classification"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class HubFolder:
     """One for each class, in index order; empty: the folder does not say."""
     problem_type: str
     """transformers' name of the task; empty: the folder does not say."""
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may show any number of the classes."""
+        return self.problem_type == MULTI_LABEL
 
 
 def read_hub_folder(folder: Path) -> HubFolder:
@@ -60,12 +67,12 @@ def read_hub_folder(folder: Path) -> HubFolder:
     )
 
 
-def check_single_label(folder: HubFolder) -> None:
-    """Raise UndecidedError where the network's scores are not of classes that exclude each other."""
-    if folder.problem_type not in {"", SINGLE_LABEL}:
+def check_classifier(folder: HubFolder) -> None:
+    """Raise UndecidedError where the network's scores are not of classes."""
+    if folder.problem_type not in {"", SINGLE_LABEL, MULTI_LABEL}:
         raise UndecidedError(
-            f"{CONFIG} says problem_type {folder.problem_type!r}, whose scores choose no one class; if "
-            "that is wrong, say --output-kind, or serve its tensors with --preprocess none"
+            f"{CONFIG} says problem_type {folder.problem_type!r}, whose scores are of no classes; if that is "
+            "wrong, say --output-kind, or serve its tensors with --preprocess none"
         )
 
 

@@ -17,7 +17,7 @@ from vistazo_export.checks.parity import BOUNDS, batch_sizes_up_to, open_session
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.errors import GraphError, ParityError, RepositoryError, UndecidedError
 from vistazo_export.foreign.interface import FLOATS, OnnxInterface, TensorInfo
-from vistazo_export.foreign.scores import scores_output
+from vistazo_export.foreign.scores import KINDS, ScoresOptions, scores_output
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.preset import input_spec, prepared
 from vistazo_proto.manifest_pb2 import ModelManifest, Output
@@ -162,10 +162,18 @@ def check_imported(model: Path, interface: OnnxInterface, manifest: ModelManifes
     if not manifest.HasField("output"):
         return
     record = manifest.output
-    kind = Output.Kind.Name(record.kind).lower()
-    found = scores_output(interface, answers, wanted=record.tensor, labels=len(manifest.labels), kind=kind)
+    kind = next((name for name, number in KINDS.items() if number == record.kind), "")
+    if not kind:
+        raise RepositoryError(f"the manifest's output.kind is {record.kind}, not one of {', '.join(KINDS)}")
+    options = ScoresOptions(record.tensor, kind, tuple(manifest.labels))
+    found = scores_output(interface, answers, options)
     if found != record:
-        raise RepositoryError(f"the manifest says {record.classes} classes, the graph scores {found.classes}")
+        raise RepositoryError(f"the manifest's output is {_in_words(record)}, the graph's {_in_words(found)}")
+
+
+def _in_words(output: Output) -> str:
+    binary = " by one score" if output.binary else ""
+    return f"{output.classes} classes{binary} in {output.tensor}"
 
 
 def _check_input(interface: OnnxInterface, manifest: ModelManifest) -> None:

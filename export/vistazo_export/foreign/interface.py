@@ -10,6 +10,7 @@ from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from vistazo_export.errors import GraphError
+from vistazo_export.foreign.origin import Origin, origins
 
 # As Open Inference names element types.
 DTYPES: dict[int, str] = {
@@ -30,9 +31,6 @@ DTYPES: dict[int, str] = {
 }
 
 FLOATS = ("FP32", "FP16", "FP64")
-
-# They change a tensor's shape, or nothing at all, but not which numbers it holds.
-RESHAPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 QUANTIZED = {"ConvInteger", "DequantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
@@ -76,8 +74,8 @@ class OnnxInterface:
     """Those that can be served."""
     aside: tuple[TensorInfo, ...]
     """Other outputs, such as the maps of scikit-learn's ZipMap."""
-    last_operators: dict[str, str]
-    """Output → the operator that computes its numbers, such as "Softmax", whatever reshapes them later."""
+    origins: dict[str, Origin]
+    """Output → what computes its numbers."""
     external_files: tuple[str, ...]
     """Where the weights outside the file lie, relative to it, with forward slashes, sorted."""
     opset: int
@@ -117,7 +115,7 @@ def read_interface(path: Path) -> OnnxInterface:
         inputs=tuple(_info(value) for value in graph.input if value.name not in given),
         outputs=tuple(output for output in outputs if output.is_servable),
         aside=tuple(output for output in outputs if not output.is_servable),
-        last_operators={value.name: _last_operator(graph, value.name) for value in graph.output},
+        origins=origins(model),
         external_files=tuple(sorted({_location(path, tensor) for tensor in _external_tensors(model)})),
         opset=next((opset.version for opset in model.opset_import if opset.domain in {"", "ai.onnx"}), 0),
         precision=_precision(graph),
@@ -150,14 +148,6 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     # A dimension may have a name, a number, or nothing; exporters also write 0 or -1 for "any".
     sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
     return TensorInfo(value.name, dtype, sizes)
-
-
-def _last_operator(graph: onnx.GraphProto, tensor: str) -> str:
-    makers = {output: node for node in graph.node for output in node.output}
-    node = makers.get(tensor)
-    while node is not None and node.op_type in RESHAPING:
-        node = makers.get(node.input[0])
-    return "" if node is None else node.op_type
 
 
 def _location(path: Path, tensor: TensorProto) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -51,10 +52,38 @@ class ImageSpec:
     preprocess: PreprocessSpec
     input_tensor: str
     """The graph's one input."""
-    output_tensor: str
+
+
+class ScoreKind(Enum):
+    """What scores are, and so how probabilities are made of them."""
+
+    LOGITS = "logits"
+    """Of classes that exclude each other, before softmax."""
+    PROBABILITIES = "probabilities"
+    """Of classes that exclude each other; they sum to 1."""
+    INDEPENDENT = "independent"
+    """Each the probability of its own class."""
+    INDEPENDENT_LOGITS = "independent logits"
+    """Each of its own class, before the sigmoid."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresSpec:
     """The output that scores the classes."""
-    output_is_logits: bool
-    """False: the output already sums to 1."""
+
+    tensor: str
+    kind: ScoreKind
+    is_binary: bool = False
+    """It is one score a sample, that of the second of two classes; its kind is an independent one."""
+
+
+_SCORE_KINDS: Final = {
+    manifest_pb2.Output.LOGITS: ScoreKind.LOGITS,
+    manifest_pb2.Output.PROBABILITIES: ScoreKind.PROBABILITIES,
+    manifest_pb2.Output.INDEPENDENT: ScoreKind.INDEPENDENT,
+    manifest_pb2.Output.INDEPENDENT_LOGITS: ScoreKind.INDEPENDENT_LOGITS,
+}
+_INDEPENDENT: Final = (ScoreKind.INDEPENDENT, ScoreKind.INDEPENDENT_LOGITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +103,8 @@ class ModelSpec:
     name: str
     image: ImageSpec | None
     """None: the model takes tensors only."""
+    scores: ScoresSpec | None
+    """None: not known, of a model that takes tensors only."""
     labels: tuple[str, ...]
     """One for each class, in index order; empty: not known."""
     weights: str
@@ -91,6 +122,7 @@ def spec_without_manifest(name: str, *, model_sha256: str) -> ModelSpec:
     return ModelSpec(
         name,
         image=None,
+        scores=None,
         labels=(),
         weights="imported",
         precision="",
@@ -115,6 +147,7 @@ def read_manifest(path: Path, *, name: str) -> ModelSpec:
     return ModelSpec(
         name=manifest.name,
         image=_image_spec(manifest) if _takes_images(manifest) else None,
+        scores=_scores_spec(manifest.output) if manifest.HasField("output") else None,
         labels=tuple(manifest.labels),
         weights=_WEIGHTS[manifest.weights.source],
         precision=manifest.precision,
@@ -156,9 +189,11 @@ def _image_spec(manifest: manifest_pb2.ModelManifest) -> ImageSpec:
             crop_rounds_down=preprocessing.crop_rounding == manifest_pb2.Preprocessing.DOWN,
         ),
         input_tensor=source.tensor,
-        output_tensor=manifest.output.tensor,
-        output_is_logits=manifest.output.kind == manifest_pb2.Output.LOGITS,
     )
+
+
+def _scores_spec(output: manifest_pb2.Output) -> ScoresSpec:
+    return ScoresSpec(output.tensor, _SCORE_KINDS[output.kind], output.binary)
 
 
 def _contradictions(manifest: manifest_pb2.ModelManifest, name: str) -> list[str]:
@@ -177,6 +212,8 @@ def _contradictions(manifest: manifest_pb2.ModelManifest, name: str) -> list[str
         )
     if _takes_images(manifest):
         checks |= _image_checks(manifest)
+    if manifest.HasField("output"):
+        checks |= _output_checks(manifest)
     return [wrong for wrong, fine in checks.items() if not fine]
 
 
@@ -186,7 +223,7 @@ def _is_inside(path: str) -> bool:
 
 def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
     """Return what could be wrong with an image model, and whether it is fine."""
-    source, preprocessing, output = manifest.input, manifest.preprocessing, manifest.output
+    source, preprocessing = manifest.input, manifest.preprocessing
     shortest_edge = preprocessing.resize_mode == manifest_pb2.Preprocessing.SHORTEST_EDGE
     by_server = source.dtype != "UINT8"
     return {
@@ -236,10 +273,19 @@ def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
         "preprocessing.std: expected numbers above 0": (
             not by_server or all(std > 0 and math.isfinite(std) for std in preprocessing.std)
         ),
-        f"output.kind: {output.kind} is not known": (
-            output.kind in (manifest_pb2.Output.LOGITS, manifest_pb2.Output.PROBABILITIES)
-        ),
+    }
+
+
+def _output_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
+    """Return what could be wrong with the output that scores the classes, and whether it is fine."""
+    output = manifest.output
+    return {
+        f"output.kind: {output.kind} is not known": output.kind in _SCORE_KINDS,
         f"labels: expected {output.classes}, one a class, got {len(manifest.labels)}": (
             len(manifest.labels) == output.classes > 0
+        ),
+        f"output.binary: expected 2 classes and an independent kind, got {output.classes} and "
+        f"{_SCORE_KINDS.get(output.kind, ScoreKind.LOGITS).value}": (
+            not output.binary or (output.classes == 2 and _SCORE_KINDS.get(output.kind) in _INDEPENDENT)
         ),
     }

@@ -225,15 +225,15 @@ class OnnxModel:
 
     def _checked_signature(self, session: ort.InferenceSession) -> Signature:
         """Return what the graph takes and gives, once it is what the manifest says."""
-        image = self._spec.image
-        if image is None:
+        image, scores = self._spec.image, self._spec.scores
+        if image is None or scores is None:
             return read_signature(session, self._path, image_input=None)
         signature = read_signature(session, self._path, image_input=image.input_tensor)
         shape = image.preprocess.input_shape
-        classes = len(self._spec.labels)
+        values = self._scores_a_sample
         datatype = _DATATYPES[image.preprocess.dtype]
         takes = [spec for spec in signature.inputs if spec.name == image.input_tensor]
-        gives = [spec for spec in signature.outputs if spec.name == image.output_tensor]
+        gives = [spec for spec in signature.outputs if spec.name == scores.tensor]
         if (
             not signature.is_batched
             or len(signature.inputs) != 1
@@ -242,12 +242,12 @@ class OnnxModel:
             or not takes[0].fits(shape)
             or not gives
             or gives[0].datatype not in _SCORES
-            or (gives[0].dims and gives[0].is_fixed and math.prod(gives[0].dims) != classes)
+            or (gives[0].dims and gives[0].is_fixed and math.prod(gives[0].dims) != values)
         ):
             raise ModelLoadError(
                 f"{self._path} does not match its manifest: expected the input {image.input_tensor!r}, "
-                f"{datatype} {describe((FREE, *shape))}, and the output {image.output_tensor!r}, FP32 "
-                f"{describe((FREE, classes))}; got {_listed(signature, signature.inputs)} and "
+                f"{datatype} {describe((FREE, *shape))}, and the output {scores.tensor!r}, FP32 "
+                f"{describe((FREE, values))}; got {_listed(signature, signature.inputs)} and "
                 f"{_listed(signature, signature.outputs)}"
             )
         return with_sample_shape(signature, image.input_tensor, shape)
@@ -307,15 +307,21 @@ class OnnxModel:
         return seconds
 
     def _check_scores(self, row: Row) -> None:
-        image, labels = self._spec.image, self._spec.labels
-        if image is None:
+        scores = self._spec.scores
+        if self._spec.image is None or scores is None:
             return
         for spec, array in zip(self.signature.outputs, row.outputs.arrays, strict=True):
-            if spec.name == image.output_tensor and array[row.at].size != len(labels):
+            if spec.name == scores.tensor and array[row.at].size != self._scores_a_sample:
                 raise ModelLoadError(
                     f"{self._path} gives {array[row.at].size} values for each sample in {spec.name!r}, its "
-                    f"manifest has {len(labels)} labels"
+                    f"manifest has {len(self._spec.labels)} labels"
+                    + (" and says that it is binary" if scores.is_binary else "")
                 )
+
+    @property
+    def _scores_a_sample(self) -> int:
+        scores = self._spec.scores
+        return 1 if scores is not None and scores.is_binary else len(self._spec.labels)
 
     def _run_samples(self, samples: Sequence[Sample]) -> Ran:
         began = time.monotonic()

@@ -16,6 +16,7 @@ from vistazo_server.engine.tensors import Array, Signature
 from vistazo_server.errors import InferenceError, InvalidImageError, InvalidRequestError
 from vistazo_server.inference.image_inputs import ImageInput, ImageInputs
 from vistazo_server.inference.predictor import Predictor
+from vistazo_server.inference.probabilities import probabilities
 from vistazo_server.inference.ranking import top_classes
 from vistazo_server.inference.side_thread import INLINE_SECONDS, SideThread, Steps
 from vistazo_server.telemetry.metrics import ModelMetrics
@@ -37,7 +38,7 @@ _NO_ANSWER: Final = Answer(rows=(), batch_size=0, queue_seconds=0.0, compute_sec
 
 
 class Ranking(NamedTuple):
-    """The most probable classes of one image, most probable first."""
+    """The most probable classes of one image, most probable first; none where none is probable enough."""
 
     indexes: NDArray[np.intp]
     probabilities: NDArray[np.float32]
@@ -80,6 +81,7 @@ class Classifier:
         self.predictor = Predictor(
             signature,
             labels=spec.labels,
+            scores=spec.scores,
             batcher=batcher,
             metrics=metrics,
             side=side,
@@ -90,17 +92,22 @@ class Classifier:
         self._images = images
         self._batcher = batcher
         self._default_deadline = default_deadline
-        self._gives_logits = spec.image is not None and spec.image.output_is_logits
         names = [output.name for output in signature.outputs]
-        self._scores_at = 0 if spec.image is None else names.index(spec.image.output_tensor)
+        self._scores_at = 0 if spec.image is None or spec.scores is None else names.index(spec.scores.tensor)
 
     async def classify(
-        self, images: Sequence[ImageInput], *, top_k: int | None, deadline: float | None
+        self,
+        images: Sequence[ImageInput],
+        *,
+        top_k: int | None,
+        deadline: float | None,
+        min_probability: float = 0.0,
     ) -> Classified:
         """Return the `top_k` classes of each image (None: 5, or all when there are fewer).
 
-        `deadline` is in time.monotonic's seconds; None: the model's default. A bad image fails alone,
-        unless it is the only one. Raises ServingError.
+        Those below `min_probability`, 0 to 1, are left out, and so there may be none. `deadline` is in
+        time.monotonic's seconds; None: the model's default. A bad image fails alone, unless it is the only
+        one. Raises ServingError.
         """
         started = time.perf_counter()
         if deadline is None:
@@ -108,7 +115,7 @@ class Classifier:
         metrics = self.metrics
         try:
             source = self._image_inputs()
-            top_k = self._checked_top_k(top_k)
+            choice = _Choice(self._checked_top_k(top_k), _checked_probability(min_probability))
             inputs = (
                 images if source.need_nothing(images) else _located(await source.prepare(images, deadline))
             )
@@ -116,12 +123,12 @@ class Classifier:
             samples = [image for image in inputs if not isinstance(image, InvalidImageError)]
             answer = await self._batcher.infer(samples, deadline=deadline) if samples else _NO_ANSWER
             answered = time.perf_counter()
-            seconds = self._ranking_seconds(len(samples), top_k)
+            seconds = self._ranking_seconds(len(samples), choice.top_k)
             results = (
-                self._results(inputs, answer.rows, top_k)
+                self._results(inputs, answer.rows, choice)
                 if seconds < INLINE_SECONDS
                 else await self.side.run(
-                    self._own_results(inputs, answer.rows, top_k), seconds=seconds, deadline=deadline
+                    self._own_results(inputs, answer.rows, choice), seconds=seconds, deadline=deadline
                 )
             )
         except BaseException as error:
@@ -161,46 +168,52 @@ class Classifier:
         return images * len(self.spec.labels) * each
 
     def _results(
-        self, inputs: Sequence[Array | InvalidImageError], rows: Sequence[Row], top_k: int
+        self, inputs: Sequence[Array | InvalidImageError], rows: Sequence[Row], choice: "_Choice"
     ) -> list[Ranking | InvalidImageError]:
         if len(rows) == len(inputs):
-            return [self._ranking(row, top_k) for row in rows]
+            return [self._ranking(row, choice) for row in rows]
         following = iter(rows)
         return [
-            image if isinstance(image, InvalidImageError) else self._ranking(next(following), top_k)
+            image if isinstance(image, InvalidImageError) else self._ranking(next(following), choice)
             for image in inputs
         ]
 
     def _own_results(
-        self, inputs: Sequence[Array | InvalidImageError], rows: Sequence[Row], top_k: int
+        self, inputs: Sequence[Array | InvalidImageError], rows: Sequence[Row], choice: "_Choice"
     ) -> Steps[list[Ranking | InvalidImageError]]:
         """Return the same as `_results`, as steps of one image each, which share nothing with batch-mates."""
         following = iter(rows)
         results: list[Ranking | InvalidImageError] = []
         for image in inputs:
             results.append(
-                image if isinstance(image, InvalidImageError) else self._own_ranking(next(following), top_k)
+                image if isinstance(image, InvalidImageError) else self._own_ranking(next(following), choice)
             )
             yield
         return results
 
-    def _ranking(self, row: Row, top_k: int) -> Ranking:
+    def _ranking(self, row: Row, choice: "_Choice") -> Ranking:
         outputs, at = row
         scores = outputs.arrays[self._scores_at]
-        if top_k > SHARED_TOP_K or scores.size > MOST_SHARED_SCORES:
-            return self._own_ranking(row, top_k)
+        if choice.top_k > SHARED_TOP_K or scores.size > MOST_SHARED_SCORES:
+            return self._own_ranking(row, choice)
         most = min(SHARED_TOP_K, len(self.spec.labels))
-        return self._checked(outputs.derive("best", lambda: self._rank(scores, most)), at, top_k)
+        return self._checked(outputs.derive("best", lambda: self._rank(scores, most)), at, choice)
 
-    def _own_ranking(self, row: Row, top_k: int) -> Ranking:
+    def _own_ranking(self, row: Row, choice: "_Choice") -> Ranking:
         outputs, at = row
-        return self._checked(self._rank(outputs.arrays[self._scores_at][at : at + 1], top_k), 0, top_k)
+        return self._checked(
+            self._rank(outputs.arrays[self._scores_at][at : at + 1], choice.top_k), 0, choice
+        )
 
-    def _checked(self, best: "_Best", at: int, top_k: int) -> Ranking:
-        indexes, probabilities, finite = best
+    def _checked(self, best: "_Best", at: int, choice: "_Choice") -> Ranking:
+        indexes, probable, finite = best
         if not finite[at]:
             raise InferenceError(f"the model {self.spec.name} gave values that are not finite")
-        return Ranking(indexes[at, :top_k], probabilities[at, :top_k])
+        top_k, least = choice
+        if least > 0:
+            # Most probable first: what is probable enough stands before what is not.
+            top_k = int(np.count_nonzero(probable[at, :top_k] >= np.float32(least)))
+        return Ranking(indexes[at, :top_k], probable[at, :top_k])
 
     def _rank(self, scores: Array, top_k: int) -> "_Best":
         if scores.ndim != 2 or scores.dtype != np.float32:
@@ -209,9 +222,18 @@ class Classifier:
         finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(scores), axis=1)
         if not finite.all():
             scores = np.where(finite[:, np.newaxis], scores, np.float32(0))
-        probabilities = _softmax(scores) if self._gives_logits else scores
-        indexes = top_classes(probabilities, top_k)
-        return _Best(indexes, probabilities[np.arange(len(scores))[:, np.newaxis], indexes], finite)
+        if self.spec.scores is None:
+            raise TypeError("the model says nothing of its scores")
+        probable = probabilities(scores, self.spec.scores)
+        indexes = top_classes(probable, top_k)
+        return _Best(indexes, probable[np.arange(len(scores))[:, np.newaxis], indexes], finite)
+
+
+class _Choice(NamedTuple):
+    """Which of its classes an image gets."""
+
+    top_k: int
+    min_probability: float
 
 
 class _Best(NamedTuple):
@@ -220,6 +242,12 @@ class _Best(NamedTuple):
     indexes: NDArray[np.intp]
     probabilities: NDArray[np.float32]
     finite: NDArray[np.bool_]
+
+
+def _checked_probability(least: float) -> float:
+    if not 0 <= least <= 1:  # NaN, too
+        raise InvalidRequestError(f"min_probability: expected 0 to 1, got {least:g}")
+    return least
 
 
 def _located(samples: Sequence[Array | InvalidImageError]) -> Sequence[Array | InvalidImageError]:
@@ -231,11 +259,3 @@ def _located(samples: Sequence[Array | InvalidImageError]) -> Sequence[Array | I
     if len(located) == 1 and isinstance(located[0], InvalidImageError):
         raise located[0]
     return located
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the softmax of each row; all values are finite."""
-    # The ufuncs' own methods: np.max and np.sum spend more time on their arguments than on ten classes.
-    exponents: NDArray[np.float32] = np.exp(logits - np.maximum.reduce(logits, axis=1, keepdims=True))
-    exponents /= np.add.reduce(exponents, axis=1, keepdims=True)
-    return exponents

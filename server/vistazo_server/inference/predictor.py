@@ -8,11 +8,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from vistazo_server.artifact.manifest import ScoresSpec
 from vistazo_server.batching.batcher import DynamicBatcher
 from vistazo_server.engine.graph import Sample, join_rows, split_samples
 from vistazo_server.engine.outputs import Row
-from vistazo_server.engine.tensors import BYTES, Array, Signature
+from vistazo_server.engine.tensors import BYTES, Array, Signature, TensorSpec
 from vistazo_server.errors import InferenceError, InvalidImageError
+from vistazo_server.inference.probabilities import both_classes
 from vistazo_server.inference.ranking import classification
 from vistazo_server.inference.side_thread import INLINE_SECONDS, SideThread, Steps, at_once
 from vistazo_server.telemetry.metrics import ModelMetrics
@@ -76,6 +78,7 @@ class Predictor:
         signature: Signature,
         *,
         labels: Sequence[str],
+        scores: ScoresSpec | None = None,
         batcher: DynamicBatcher,
         metrics: ModelMetrics,
         side: SideThread,
@@ -85,6 +88,7 @@ class Predictor:
         self.signature = signature
         self.takes_images = prepare_images is not None
         self._labels = labels
+        self._scores = scores
         self._batcher = batcher
         self._metrics = metrics
         self._side = side
@@ -176,12 +180,23 @@ class Predictor:
                     f"the output {spec.name!r} has another shape for each sample; send the samples one by one"
                 ) from None
             if choice.classes:
-                array = yield from self._classification(array, choice.classes)
+                array = yield from self._classification(self._scores_of_classes(array, spec), choice.classes)
                 tensors.append(NamedTensor(spec.name, BYTES, array))
             else:
                 tensors.append(NamedTensor(spec.name, spec.datatype, array))
             yield
         return tensors
+
+    def _scores_of_classes(self, array: Array, spec: TensorSpec) -> Array:
+        """Return an output with a score for each label: a binary model's one score is of its second label."""
+        scores = self._scores
+        if scores is None or not scores.is_binary or spec.name != scores.tensor:
+            return array
+        rows = array.reshape(len(array), -1) if self.signature.is_batched else array.reshape(1, -1)
+        if rows.shape[1] != 1:
+            return array
+        both = both_classes(rows, scores.kind)
+        return both if self.signature.is_batched else both[0]
 
     def _classification(self, array: Array, classes: int) -> Steps[Array]:
         """Return the best classes of each sample as steps, an object array of shape [batch, classes]."""

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import json_format
 
 from support.tiny import LABELS, tiny_manifest
-from vistazo_server.artifact.manifest import read_manifest
+from vistazo_server.artifact.manifest import ScoreKind, ScoresSpec, read_manifest
 from vistazo_server.errors import ModelLoadError
 
 
@@ -36,7 +36,7 @@ def test_a_whole_manifest_becomes_plain_values(write):
     assert spec.image is not None
     assert spec.image.preprocess.input_shape == (4, 4, 3)
     assert (spec.image.preprocess.mean, spec.image.preprocess.std) == ((), ())
-    assert spec.image.output_is_logits
+    assert spec.scores == ScoresSpec("logits", ScoreKind.LOGITS)
     assert (spec.weights, spec.precision, spec.max_batch_size) == ("checkpoint", "fp32", 16)
 
 
@@ -70,6 +70,15 @@ def test_a_whole_manifest_becomes_plain_values(write):
         ({"preprocessing__crop_rounding": 9}, "crop_rounding: 9 is not known"),
         ({"preprocessing__resize_mode": "RESIZE_MODE_UNSPECIFIED"}, "resize_mode: 0 is not known"),
         ({"output__kind": "KIND_UNSPECIFIED"}, "output.kind: 0 is not known"),
+        ({"output__kind": 9}, "output.kind: 9 is not known"),
+        (
+            {"output__binary": True, "output__kind": "INDEPENDENT"},
+            "output.binary: expected 2 classes and an independent kind, got 3 and independent",
+        ),
+        (
+            {"output__binary": True, "output__classes": 2, "labels": ["no", "yes"]},
+            "output.binary: expected 2 classes and an independent kind, got 2 and logits",
+        ),
         ({"weights__source": "SOURCE_UNSPECIFIED"}, "weights.source: 0 is not known"),
         ({"max_batch_size": 0}, "max_batch_size: expected at least 1, got 0"),
         ({"model_sha256": "abc"}, "model_sha256: expected 64 hexadecimal digits"),
@@ -100,6 +109,20 @@ def test_an_imported_model_says_how_its_input_is_made(write):
     assert (preprocess.input_shape, preprocess.dtype) == ((3, 4, 4), "float16")
     assert (preprocess.mean, preprocess.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     assert spec.weights == "imported"
+
+
+@pytest.mark.parametrize("kind", ScoreKind)
+def test_a_manifest_says_what_its_scores_are(write, kind):
+    name = kind.name
+
+    assert read_manifest(write(output__kind=name), name="tiny").scores == ScoresSpec("logits", kind)
+
+
+def test_one_score_may_stand_for_two_classes(write):
+    changes = {"output__binary": True, "output__classes": 2, "output__kind": "INDEPENDENT_LOGITS"}
+    spec = read_manifest(write(**changes, labels=["no", "yes"]), name="tiny")
+
+    assert spec.scores == ScoresSpec("logits", ScoreKind.INDEPENDENT_LOGITS, is_binary=True)
 
 
 @pytest.mark.parametrize("part", ["input", "preprocessing", "output"])

@@ -1,6 +1,7 @@
 """Top-k: its order, its bits, and who pays for it; the rest is seen in tests/service."""
 
 import asyncio
+import math
 import threading
 import time
 
@@ -11,12 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from prometheus_client import CollectorRegistry
 
-from vistazo_server.artifact.manifest import ImageSpec, ModelSpec
+from vistazo_server.artifact.manifest import ImageSpec, ModelSpec, ScoreKind, ScoresSpec
 from vistazo_server.batching.batch import Answer
 from vistazo_server.engine.outputs import BatchOutputs, Row
 from vistazo_server.engine.tensors import Signature, TensorSpec
-from vistazo_server.errors import DeadlineExceededError, InferenceError, InvalidImageError
-from vistazo_server.inference.classifier import MOST_SHARED_SCORES, SHARED_TOP_K, Classifier, _softmax
+from vistazo_server.errors import (
+    DeadlineExceededError,
+    InferenceError,
+    InvalidImageError,
+    InvalidRequestError,
+)
+from vistazo_server.inference.classifier import MOST_SHARED_SCORES, SHARED_TOP_K, Classifier
+from vistazo_server.inference.probabilities import sigmoid, softmax
 from vistazo_server.inference.ranking import top_classes
 from vistazo_server.inference.side_thread import SideThread
 from vistazo_server.telemetry.metrics import Metrics, ModelMetrics
@@ -78,13 +85,13 @@ class Ridden:
 class Watched(Classifier):
     """A classifier that keeps how many rows were ranked together, to which k, and where."""
 
-    def __init__(self, batcher, side, *, classes):
+    def __init__(self, batcher, side, *, classes, kind=ScoreKind.LOGITS, is_binary=False):
         # Nothing is preprocessed here.
-        image = ImageSpec(None, "images", "scores", output_is_logits=True)
+        image = ImageSpec(None, "images")
         labels = tuple(f"label {index}" for index in range(classes))
         self.registry = CollectorRegistry()
         super().__init__(
-            ModelSpec("m", image, labels, "untrained", "fp32", 0, ""),
+            ModelSpec("m", image, ScoresSpec("scores", kind, is_binary), labels, "untrained", "fp32", 0, ""),
             "1",
             signature=Signature(
                 (TensorSpec("images", "UINT8", (1, 1, 1)),),
@@ -106,10 +113,10 @@ class Watched(Classifier):
         self.threads.add(threading.current_thread())
         return super()._rank(scores, top_k)
 
-    async def ask(self, *numbers, top_k, deadline=None):
+    async def ask(self, *numbers, top_k, deadline=None, **more):
         """Return the indexes and the bits of the probabilities of the images with these numbers."""
         images = [np.array(number) if number >= 0 else InvalidImageError("bad") for number in numbers]
-        classified = await self.classify(images, top_k=top_k, deadline=deadline)
+        classified = await self.classify(images, top_k=top_k, deadline=deadline, **more)
         await asyncio.sleep(0)  # or all that a test asks would be one turn of the loop
         return [
             None
@@ -133,7 +140,7 @@ def scores_of(images, classes, seed=0):
 def ranked_as_a_whole(scores, k):
     """Return what each row gets when the whole batch is ranked for this k alone."""
     scores = scores.reshape(len(scores), -1).astype(np.float32)
-    probabilities = _softmax(scores)
+    probabilities = softmax(scores)
     best = top_classes(probabilities, k)
     return [
         (indexes.tolist(), values[indexes].tobytes())
@@ -250,3 +257,109 @@ async def test_a_deadline_that_passes_while_classes_are_ranked_ends_the_request_
         )
 
     assert (ended("deadline"), ended("cancelled")) == (1, 1)
+
+
+# Kinds of scores
+
+
+async def probabilities_of(scores, side, kind, *, is_binary=False, **asked):
+    """Return, for each row, its probabilities by index, as answered to one request."""
+    classes = 2 if is_binary else int(np.prod(scores.shape[1:]))
+    classifier = Watched(Ridden(scores), side, classes=classes, kind=kind, is_binary=is_binary)
+    answers = await classifier.ask(*range(len(scores)), **{"top_k": classes} | asked)
+    return [
+        dict(zip(indexes, np.frombuffer(bits, np.float32).tolist(), strict=True)) for indexes, bits in answers
+    ]
+
+
+@pytest.mark.parametrize("kind", ScoreKind)
+async def test_each_kind_makes_probabilities_in_its_own_way(side, kind):
+    scores = scores_of(4, 12) if "LOGITS" in kind.name else softmax(scores_of(4, 12))
+    wide = scores.astype(np.float64)
+    expected = {
+        ScoreKind.LOGITS: np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True),
+        ScoreKind.INDEPENDENT_LOGITS: 1 / (1 + np.exp(-wide)),
+    }.get(kind, wide)
+    for row, found in zip(expected, await probabilities_of(scores, side, kind), strict=True):
+        assert found == pytest.approx(dict(enumerate(row)), rel=1e-5)
+        assert list(found) == sorted(found, key=lambda index: (-found[index], index))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
+def test_a_sigmoid_of_any_size_overflows_nowhere_and_keeps_its_digits(values):
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        found = sigmoid(np.array([values], np.float32))
+
+    assert found.dtype == np.float32
+    for value, probability in zip(values, found[0].tolist(), strict=True):
+        exact = 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+        assert 0 <= probability <= 1
+        assert probability == pytest.approx(exact, rel=1e-5, abs=1e-40)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+async def test_one_score_is_of_the_second_of_two_classes(side, shape, dtype):
+    logits = np.array([-30, -0.5, 0.25, 9]).reshape(shape).astype(dtype)
+    exact = [1 / (1 + math.exp(-float(value))) for value in logits.ravel()]
+    ends = [
+        (logits, ScoreKind.INDEPENDENT_LOGITS),
+        (sigmoid(logits.astype(np.float32)), ScoreKind.INDEPENDENT),
+    ]
+    for scores, kind in ends:
+        found = await probabilities_of(scores, side, kind, is_binary=True)
+        for p, answer in zip(exact, found, strict=True):
+            assert answer == pytest.approx({0: 1 - p, 1: p}, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [ScoreKind.INDEPENDENT, ScoreKind.PROBABILITIES])
+async def test_what_rounding_leaves_outside_the_range_is_put_into_it(side, kind):
+    (answer,) = await probabilities_of(np.array([[1.0039, -0.004, 0.5]], np.float32), side, kind)
+
+    assert answer == {0: 1, 2: 0.5, 1: 0}
+
+
+@pytest.mark.parametrize("classes", [12, 1000])
+@pytest.mark.parametrize("kind", ScoreKind)
+async def test_only_what_is_probable_enough_is_answered_and_top_k_still_caps(side, kind, classes):
+    scores = scores_of(3, classes)
+    if "LOGITS" not in kind.name:
+        scores = sigmoid(scores)
+    every = await probabilities_of(scores, side, kind)
+    edges = [0.0, 1e-30, 0.5, 1.0, *list(every[0].values())[:15:7]]
+    for least in edges:
+        for top_k in (1, 5, SHARED_TOP_K + 1, classes):
+            if top_k > classes:
+                continue
+            found = await probabilities_of(scores, side, kind, top_k=top_k, min_probability=least)
+            for row, answer in zip(every, found, strict=True):
+                probable = [(index, p) for index, p in row.items() if p >= np.float32(least)]
+                assert list(answer.items()) == probable[:top_k]
+
+
+async def test_batch_mates_with_other_thresholds_share_one_ranking(side):
+    classifier = Watched(Ridden(scores_of(4, 1000)), side, classes=1000, kind=ScoreKind.INDEPENDENT_LOGITS)
+    answers = [
+        await classifier.ask(number, top_k=top_k, min_probability=least)
+        for number, (top_k, least) in enumerate([(5, 0.0), (10, 1.0), (1, 0.5), (10, 0.9999)])
+    ]
+
+    assert classifier.ranked == [(4, SHARED_TOP_K)]
+    assert [len(answer[0][0]) for answer in answers][:3] == [5, 0, 1]
+
+
+@pytest.mark.parametrize("least", [math.nan, -0.01, 1.01, math.inf, -math.inf])
+async def test_a_threshold_that_is_no_probability_is_refused_by_name(side, least):
+    with pytest.raises(InvalidRequestError, match="min_probability: expected 0 to 1, got"):
+        await Watched(Ridden(scores_of(1, 3)), side, classes=3).ask(0, top_k=1, min_probability=least)
+
+
+@pytest.mark.parametrize("kind", ScoreKind)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+async def test_whatever_the_kind_values_that_are_not_finite_are_no_answer(side, kind, bad):
+    scores = sigmoid(scores_of(3, 12))
+    scores[1, 4] = bad
+    classifier = Watched(Ridden(scores), side, classes=12, kind=kind)
+    with pytest.raises(InferenceError, match="not finite"):
+        await classifier.ask(1, top_k=3, min_probability=1.0)
+    assert await classifier.ask(0, 2, top_k=3)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vistazo_proto import classification_pb2 as pb
+from vistazo_server.artifact.manifest import ScoreKind
 from vistazo_server.errors import InvalidImageError, InvalidRequestError, ServingError
 from vistazo_server.inference.classifier import Classified, Ranking
 from vistazo_server.inference.image_inputs import ImageInput
@@ -24,6 +25,13 @@ _STATES = {
     ModelState.UNAVAILABLE: pb.UNLOADING,
 }
 
+_SCORE_KINDS = {
+    ScoreKind.LOGITS: pb.LOGITS,
+    ScoreKind.PROBABILITIES: pb.PROBABILITIES,
+    ScoreKind.INDEPENDENT: pb.INDEPENDENT,
+    ScoreKind.INDEPENDENT_LOGITS: pb.INDEPENDENT_LOGITS,
+}
+
 
 @dataclass(slots=True)  # not frozen: one is made for each request, and a frozen one takes three times as long
 class ClassifyCommand:
@@ -35,6 +43,8 @@ class ClassifyCommand:
     """Empty: the highest that is ready."""
     images: list[ImageInput]
     top_k: int | None
+    min_probability: float
+    """Classes below it are left out."""
 
 
 def decode_request(request: pb.ClassifyRequest, *, max_images: int) -> ClassifyCommand:
@@ -52,6 +62,7 @@ def decode_request(request: pb.ClassifyRequest, *, max_images: int) -> ClassifyC
         request.version,
         [_decode_image(image) for image in images],
         request.top_k if request.HasField("top_k") else None,
+        request.min_probability,
     )
 
 
@@ -139,6 +150,8 @@ def encode_model(entry: CatalogEntry) -> pb.Model:
             message.input_width = spec.image.preprocess.width
             message.input_channels = spec.image.preprocess.channels
         message.labels.extend(spec.labels)
+        if spec.scores is not None:
+            message.scores = _SCORE_KINDS[spec.scores.kind]
         message.weights = spec.weights
         message.precision = spec.precision
         message.max_batch_size = entry.max_batch_size

@@ -50,7 +50,12 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
     async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> bytes:
         command = codec.decode_request(request, max_images=self._max_images)
         with self._repository.lease(command.model, command.version) as classifier:
-            classified = await classifier.classify(command.images, top_k=command.top_k, deadline=deadline)
+            classified = await classifier.classify(
+                command.images,
+                top_k=command.top_k,
+                min_probability=command.min_probability,
+                deadline=deadline,
+            )
         spec = classifier.spec
         return await classifier.side.run(
             codec.encode_response(spec.name, classifier.version, spec.labels, classified),
