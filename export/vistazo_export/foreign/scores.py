@@ -217,6 +217,11 @@ def _as_said(scores: Scores, tensor: str, origin: Origin, said: str, progress: P
             f"{scores.max():.3g}; where they are taken before the sigmoid, say --output-kind "
             "independent-logits"
         )
+    if said == "independent" and origin.is_unbounded:
+        progress.warning(
+            f"the output {tensor} comes from a layer that holds it to no range: what lies outside is taken "
+            "for 0 or 1; if it is taken before the sigmoid, say --output-kind independent-logits"
+        )
     again = {"logits": "softmax", "independent-logits": "a sigmoid"}.get(said)
     if again and (origin.operator == "Sigmoid" or (scores.shape[1] > 1 and _sum_to_one(scores, origin))):
         progress.warning(

@@ -155,10 +155,6 @@ def test_labels_are_in_the_order_of_their_indexes(models: Path, folder: Callable
         ({"at": "onnx/model_fp16.onnx", "config": CONFIG}, "give one of its files: onnx/model_fp16.onnx"),
         ({"config": CONFIG}, "no preprocessor_config.json, so say --preprocess"),
         ({"config": "{", "preprocessor_config": VIT}, "config.json cannot be read"),
-        (
-            {"config": CONFIG | {"problem_type": "multi_label_classification"}, "preprocessor_config": VIT},
-            "multi_label_classification",
-        ),
         ({"config": CONFIG | {"problem_type": "regression"}, "preprocessor_config": VIT}, "regression"),
         (
             {"config": CONFIG | {"id2label": {"1": "a", "2": "b"}}, "preprocessor_config": VIT},
@@ -178,6 +174,50 @@ def test_a_folder_that_leaves_a_doubt_is_refused(
     assert done.exit_code == 1
     assert complaint in done.stderr
     assert not list(models.glob("*/*"))
+
+
+MULTI = CONFIG | {"problem_type": "multi_label_classification"}
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "said"),
+    [
+        ("", Output.INDEPENDENT_LOGITS, "is taken before the sigmoid, since config.json says multi-label"),
+        ("Sigmoid", Output.INDEPENDENT, "ends in Sigmoid"),
+    ],
+)
+def test_a_multi_label_folder_needs_no_option(
+    models: Path, folder: Callable, vistazo: Vistazo, ending: str, kind: int, said: str
+):
+    graph = open_graph(ending=ending)
+    done = vistazo("import", folder(graph, config=MULTI, preprocessor_config=VIT), "--models", models)
+
+    assert done.exit_code == 0, done.stderr
+    assert manifest_of(models).output.kind == kind
+    assert said in done.stderr
+    assert vistazo("verify", models).exit_code == 0
+
+
+def test_a_multi_label_folder_whose_graph_chooses_one_class_is_refused(
+    models: Path, folder: Callable, vistazo: Vistazo
+):
+    made = folder(open_graph(ending="Softmax"), config=MULTI, preprocessor_config=VIT)
+    done = vistazo("import", made, "--models", models)
+
+    assert done.exit_code == 1
+    assert (
+        "classes that exclude each other, and config.json says multi-label; say --output-kind" in done.stderr
+    )
+    told = vistazo("import", made, "--models", models, "--output-kind", "probabilities")
+    assert told.exit_code == 0, told.stderr
+
+
+def test_a_multi_label_folder_may_be_served_by_its_tensors(models: Path, folder: Callable, vistazo: Vistazo):
+    made = folder(classifier(), config=MULTI, preprocessor_config=VIT)
+    done = vistazo("import", made, "--models", models, "--preprocess", "none")
+
+    assert done.exit_code == 0, done.stderr
+    assert not manifest_of(models).HasField("output")
 
 
 def test_a_single_file_still_asks_for_its_name(folder: Callable, vistazo: Vistazo):
