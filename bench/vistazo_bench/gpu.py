@@ -28,7 +28,7 @@ from vistazo_bench.measuring.serving import RunningServer, model_folder, serving
 from vistazo_bench.reporting.report import write_atomically
 from vistazo_client._channel import MAX_MESSAGE_BYTES, open_channel
 from vistazo_client._images import encode_image
-from vistazo_client.results import ModelInfo
+from vistazo_client.results import ModelInfo, ScoreKind
 from vistazo_proto import classification_pb2 as pb
 
 CUDA_PROVIDER: Final = "CUDAExecutionProvider"
@@ -89,14 +89,16 @@ def check_parity(server: RunningServer, model: ModelInfo, folder: Path, device: 
     found: dict[str, Any] = {}
     for size in PARITY_BATCHES:
         images = tensors[np.arange(size) % len(tensors)]
-        expected = centred(session.run(None, {name: images})[0])
-        got = centred(np.log(np.maximum(served_probabilities(server, model, images), 1e-30)))
+        expected = comparable(session.run(None, {name: images})[0], model)
+        got = served_probabilities(server, model, images)
+        if model.scores is ScoreKind.LOGITS:
+            got = centred(np.log(np.maximum(got, 1e-30)))
         difference = float(np.abs(got - expected).max() / np.abs(expected).max())
         agreement = float(np.mean(got.argmax(axis=1) == expected.argmax(axis=1)))
         found[str(size)] = {"max_rel_logit_diff": difference, "top1_agreement": agreement}
         if difference > TOLERANCE[device]:
             raise BenchError(
-                f"{model.name} at batch {size}: expected logits within {TOLERANCE[device]:g} of the CPU's, "
+                f"{model.name} at batch {size}: expected scores within {TOLERANCE[device]:g} of the CPU's, "
                 f"got a difference of {difference:.2g}"
             )
     return found
@@ -120,6 +122,20 @@ def served_probabilities(
         for one in result.predictions.predictions:
             row[one.index] = one.probability
     return probabilities
+
+
+def comparable(scores: NDArray[Any], model: ModelInfo) -> NDArray[np.float64]:
+    """Return a graph's scores as what served probabilities are compared with, N × classes.
+
+    Logits less what softmax loses; of the other kinds the probabilities.
+    """
+    if model.scores is ScoreKind.LOGITS:
+        return centred(scores)
+    wide: NDArray[np.float64] = np.asarray(scores, dtype=np.float64).reshape(len(scores), -1)
+    if model.scores is ScoreKind.INDEPENDENT_LOGITS:
+        wide = 1 / (1 + np.exp(-np.clip(wide, -700, 700)))
+    is_binary = wide.shape[1] == 1 and len(model.labels) == 2
+    return np.concatenate([1 - wide, wide], axis=1) if is_binary else wide
 
 
 def centred(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -48,6 +48,14 @@ _max_batch = click.option(
     help="The largest batch that is checked and that a server may run; 1 where an imported graph fixes it.",
 )
 
+_output_kind = click.option(
+    "--output-kind",
+    type=click.Choice(["logits", "probabilities", "independent", "independent-logits"]),
+    help="What the scores are: of classes that exclude each other, before softmax or after it; or "
+    "independent, each of its own class (multi-label, binary), after a sigmoid or before it. By default "
+    "logits of torchvision's and timm's networks; of other graphs found out by reading and running them.",
+)
+
 
 @click.command("export")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
@@ -115,6 +123,7 @@ _max_batch = click.option(
     help="Images to calibrate int8 with, some hundred like those to be classified; by default our own: "
     "sample photographs, or for grey networks handwritten digits.",
 )
+@_output_kind
 @_max_batch
 @click.option("--force", is_flag=True, help="Export again though nothing seems to have changed.")
 def export_command(
@@ -132,6 +141,7 @@ def export_command(
     allow_untrained: bool,
     precision: str,
     calibration: Path | None,
+    output_kind: str | None,
     max_batch: int,
     force: bool,
 ) -> None:
@@ -172,6 +182,7 @@ def export_command(
                 allow_untrained=allow_untrained,
                 precision=precision,
                 calibration=calibration,
+                output_kind=output_kind or "",
                 max_batch_size=max_batch,
                 force=force,
             )
@@ -213,13 +224,7 @@ def export_command(
 )
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Of the input: grey or colour.")
 @click.option("--output", metavar="NAME", default="", help="The output that scores the classes.")
-@click.option(
-    "--output-kind",
-    type=click.Choice(["logits", "probabilities", "independent", "independent-logits"]),
-    help="What the scores are: of classes that exclude each other, before softmax or after it; or "
-    "independent, each of its own class (multi-label, binary), after a sigmoid or before it. By default "
-    "found out by reading and running the graph.",
-)
+@_output_kind
 @_max_batch
 @click.option("--force", is_flag=True, help="Publish a new version though nothing has changed.")
 def import_command(

@@ -6,12 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vistazo_export.checks.parity import measure_parity
+from vistazo_export.checks.parity import BOUNDS, measure_parity, open_session, run_onnx, sample_pixels
 from vistazo_export.conversion.calibration import CalibrationSet, calibration_set
 from vistazo_export.conversion.half import write_fp16
 from vistazo_export.conversion.onnx_export import check_onnx, write_onnx
 from vistazo_export.errors import ExportError, PresetError, RepositoryError, WeightsUnavailableError
 from vistazo_export.foreign.imported import check_external_files
+from vistazo_export.foreign.interface import read_interface
+from vistazo_export.foreign.scores import KINDS, score_kind
 from vistazo_export.networks import zoo
 from vistazo_export.networks.checkpoint_options import NOTHING_SAID, CheckpointOptions
 from vistazo_export.networks.download import sha256_of
@@ -21,13 +23,14 @@ from vistazo_export.networks.preset import to_proto
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import (
+    OUTPUT_TENSOR,
     describes,
     plan_manifest,
     read_manifest,
     triton_config,
     write_manifest,
 )
-from vistazo_proto.manifest_pb2 import ModelManifest
+from vistazo_proto.manifest_pb2 import ModelManifest, Output
 
 # A folder name that also does as a metric label and a gRPC health service.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -55,6 +58,8 @@ class ExportRequest:
     """One of `parity.BOUNDS`."""
     calibration: Path | None = None
     """Folder of images to calibrate int8 with; by default our own."""
+    output_kind: str = ""
+    """One of scores.KINDS; empty: logits, unless one's own module ends in a sigmoid or a softmax."""
     max_batch_size: int = 32
     force: bool = False
     """Do all the work again though an existing version was made from the same."""
@@ -109,6 +114,7 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
             precision=request.precision,
             max_batch_size=request.max_batch_size,
             calibration=calibration.summary if calibration else "",
+            kind=KINDS[request.output_kind or "logits"],
         )
 
     def unchanged(existing: ExistingVersion) -> ExportedModel:
@@ -136,13 +142,17 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
 
     with repo.staging(request.repository, name) as staged:
         try:
-            manifest = _write(network, plan(network.recipe), calibration, staged, progress)
+            manifest = _write(
+                network, plan(network.recipe), request.output_kind, calibration, staged, progress
+            )
         except OSError as error:
             raise RepositoryError(
                 f"cannot write to {request.repository}: {error.strerror or error}"
             ) from error
         same_graph = newest is not None and newest.manifest.model_sha256 == manifest.model_sha256
-        if newest and same_graph and describes(newest.manifest, plan(network.recipe)):
+        planned = plan(network.recipe)
+        planned.output.kind = manifest.output.kind
+        if newest and same_graph and describes(newest.manifest, planned):
             return unchanged(newest)
         progress.stage("publishing")
         version = repo.publish(staged, request.repository)
@@ -209,6 +219,7 @@ def _calibration(request: ExportRequest, recipe: zoo.Recipe) -> CalibrationSet |
 def _write(
     network: zoo.LoadedNetwork,
     plan: ModelManifest,
+    output_kind: str,
     calibration: CalibrationSet | None,
     staged: repo.StagedModel,
     progress: Progress,
@@ -220,10 +231,12 @@ def _write(
     progress.stage("exporting")
     if plan.precision == "fp32":
         write_onnx(network, model)
+        manifest.output.kind = _kind(model, network, output_kind, progress.about(plan.name))
     else:
         with tempfile.TemporaryDirectory(dir=staged.root) as folder:
             full = Path(folder) / repo.MODEL_FILE
             write_onnx(network, full)
+            manifest.output.kind = _kind(full, network, output_kind, progress.about(plan.name))
             _write_variant(full, model, network, calibration, progress)
     progress.stage("checking")
     manifest.opset = check_onnx(model, manifest)
@@ -234,6 +247,18 @@ def _write(
     write_manifest(staged.version / repo.MANIFEST_FILE, manifest)
     (staged.folder / repo.CONFIG_FILE).write_text(triton_config(manifest), encoding="utf-8")
     return manifest
+
+
+def _kind(model: Path, network: zoo.LoadedNetwork, said: str, progress: Progress) -> "Output.Kind":
+    """Return what the scores of the written graph are: as the user says, or as one's own module ends."""
+    if not (said or network.recipe.is_own_code):
+        return Output.LOGITS
+    origin = read_interface(model).origins[OUTPUT_TENSOR]
+    if not said and origin.operator not in {"Sigmoid", "Softmax"}:
+        return Output.LOGITS
+    pixels = sample_pixels(network.recipe.preset)
+    rows = run_onnx(open_session(model, "fp32"), pixels, [1], BOUNDS["fp32"].spread).alone
+    return score_kind(rows, OUTPUT_TENSOR, origin, said=said, progress=progress)
 
 
 def _write_variant(

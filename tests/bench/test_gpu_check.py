@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 
+from support.endings import ended, node
 from support.tiny import tiny_model, write_model
 from vistazo_bench import gpu
 from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.serving import serving
+from vistazo_export.importer import ImportRequest, import_model
 
 
 def gpu_check(*options: object) -> subprocess.CompletedProcess[str]:
@@ -56,12 +59,41 @@ def test_on_the_cpu_it_compares_and_measures_and_writes_json(tmp_path: Path):
         }
 
 
+@pytest.mark.parametrize(
+    ("graph", "labels", "kind"),
+    [
+        (ended(node("Softmax", ["logits"], ["scores"])), "abcde", ""),
+        (ended(node("Sigmoid", ["logits"], ["scores"])), "abcde", ""),
+        (ended(node("Identity", ["logits"], ["scores"])), "abcde", "independent-logits"),
+        (ended(node("Sigmoid", ["logits"], ["scores"]), classes=1), "ab", ""),
+        (ended(node("Identity", ["logits"], ["scores"]), classes=1), "ab", "independent-logits"),
+    ],
+    ids=["probabilities", "independent", "independent logits", "binary", "binary logits"],
+)
+def test_each_kind_of_scores_is_compared_as_what_it_is(
+    tmp_path: Path, graph: onnx.ModelProto, labels: str, kind: str
+):
+    source, names = tmp_path / "graph.onnx", tmp_path / "labels.txt"
+    onnx.save(graph, source)
+    names.write_text("\n".join(labels))
+    models = tmp_path / "models"
+    import_model(
+        ImportRequest(source, "m", models, preprocess="imagenet", labels=str(names), output_kind=kind)
+    )
+    with serving(models, ("--device", "cpu")) as server:
+        (model,) = server.models().values()
+        found = gpu.check_parity(server, model, models / "m" / "1", "cpu")
+
+    assert all(one["max_rel_logit_diff"] < 1e-5 for one in found.values())
+    assert all(one["top1_agreement"] == 1 for one in found.values())
+
+
 def test_answers_that_are_not_the_cpus_fail_the_check(tmp_path: Path):
     write_model(tmp_path / "served")
     other = write_model(tmp_path / "other", model=tiny_model(divisor=9))
     with serving(tmp_path / "served", ("--device", "cpu")) as server:
         (model,) = server.models().values()
-        with pytest.raises(BenchError, match="tiny at batch 1: expected logits within"):
+        with pytest.raises(BenchError, match="tiny at batch 1: expected scores within"):
             gpu.check_parity(server, model, other, "cpu")
 
 

@@ -35,6 +35,7 @@ RESNET = pb.Model(
     max_batch_size=8,
     device="cpu",
     latencies=[pb.BatchLatency(batch_size=1, seconds=0.02), pb.BatchLatency(batch_size=8, seconds=0.1)],
+    scores=pb.INDEPENDENT_LOGITS,
 )
 LENET = pb.Model(name="lenet", version="2", state=pb.READY, weights="untrained", labels=["0", "1"])
 BROKEN = pb.Model(name="vgg16", version="1", state=pb.FAILED, reason="checksum does not match")
@@ -94,9 +95,7 @@ class FakeService(ClassificationServiceServicer):
         return pb.ClassifyResponse(
             model=model.name,
             version=request.version or model.version,
-            results=[
-                _result(number, image, request.top_k or 5) for number, image in enumerate(request.images)
-            ],
+            results=[_result(number, image, request) for number, image in enumerate(request.images)],
             batch_size=len(request.images),
             timing=pb.Timing(queue_seconds=0.25, preprocess_seconds=0.5, compute_seconds=1.0),
         )
@@ -138,7 +137,7 @@ class FakeService(ClassificationServiceServicer):
         response = pb.ClassifyResponse(
             model=model,
             version=request.request.version or self.models[model].version,
-            results=[_result(0, image, request.request.top_k or 5)],
+            results=[_result(0, image, request.request)],
             batch_size=1,
         )
         return pb.ClassifyStreamResponse(id=request.id, response=response)
@@ -148,7 +147,7 @@ def _is_bad(image):
     return image.encoded.startswith(b"bad")
 
 
-def _result(number, image, top_k):
+def _result(number, image, request):
     if _is_bad(image):
         message = f"images[{number}]: expected an image, got something else"
         return pb.ImageResult(error=pb.ImageError(code=3, message=message))
@@ -156,9 +155,10 @@ def _result(number, image, top_k):
     best = pb.Prediction(index=7, label=content[:64].decode("latin-1"), probability=0.5)
     others = [
         pb.Prediction(index=rank, label=f"class {rank}", probability=0.5**rank)
-        for rank in range(2, top_k + 1)
+        for rank in range(2, (request.top_k or 5) + 1)
     ]
-    return pb.ImageResult(predictions=pb.Predictions(predictions=[best, *others]))
+    probable = [one for one in [best, *others] if one.probability >= request.min_probability]
+    return pb.ImageResult(predictions=pb.Predictions(predictions=probable))
 
 
 @dataclass

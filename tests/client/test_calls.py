@@ -18,7 +18,7 @@ from vistazo_client import (
     UnsupportedError,
 )
 from vistazo_client._codec import IMAGES_PER_REQUEST, decode_model
-from vistazo_client.results import ModelInfo
+from vistazo_client.results import ModelInfo, ScoreKind
 from vistazo_proto import classification_pb2 as pb
 
 
@@ -39,6 +39,7 @@ def test_models_come_as_plain_records_in_the_servers_order(client):
         max_batch_size=8,
         device="cpu",
         latencies=(BatchLatency(1, 0.02), BatchLatency(8, 0.1)),
+        scores=ScoreKind.INDEPENDENT_LOGITS,
     )
     assert resnet.ready
     assert (vgg.state, vgg.ready, vgg.reason) == (ModelState.FAILED, False, "checksum does not match")

@@ -46,6 +46,33 @@ def test_what_was_not_asked_for_is_left_to_the_server(client, server):
 
     (request,) = server.service.requests
     assert (request.model, request.version, request.HasField("top_k")) == ("", "", False)
+    assert not request.HasField("min_probability")
+
+
+def test_predictions_below_a_threshold_are_left_out(client):
+    result = client.classify(b"a cat", min_probability=0.25)
+
+    assert [each.probability for each in result.predictions] == [0.5, 0.25]
+
+
+def test_an_image_may_have_no_predictions_and_that_is_no_error(client):
+    one = client.classify(b"a cat", min_probability=1)
+    several = client.classify([b"a cat", b"bad", b"a dog"], min_probability=0.9)
+
+    assert [result.error is None for result in (one, *several)] == [True, True, False, True]
+    for result in (one, several[0], several[2]):
+        assert result.predictions == ()
+        result.raise_for_error()
+        with pytest.raises(LookupError, match="no class reached min_probability"):
+            _ = result.top
+
+
+@pytest.mark.parametrize("least", [float("nan"), -0.1, 1.5, float("inf"), 2])
+def test_a_threshold_that_is_no_probability_is_refused(client, server, least):
+    with pytest.raises(InvalidRequestError, match="min_probability: expected 0 to 1, got"):
+        client.classify(b"a cat", min_probability=least)
+
+    assert server.service.requests == []
 
 
 def test_answers_cannot_be_changed(client):

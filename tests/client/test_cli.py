@@ -85,6 +85,32 @@ def test_json_is_one_whole_object_for_each_image(vistazo, folder):
     ]
 
 
+def test_what_is_not_probable_enough_is_left_out(vistazo, folder):
+    result = vistazo("classify", folder / "b.jpg", "--min-probability", 0.2, "--json")
+
+    (line,) = json_lines(result)
+    assert [each["probability"] for each in line["predictions"]] == [0.5, 0.25]
+
+
+def test_an_image_with_nothing_probable_has_a_line_that_says_so(vistazo, folder):
+    table = vistazo("classify", folder, "--min-probability", "0.9")
+    lines = json_lines(vistazo("classify", folder, "--min-probability", "0.9", "--json"))
+
+    assert (table.exit_code, table.stderr) == (0, "")
+    assert table.stdout.count("none is probable enough") == 2
+    assert "a.PNG" in table.stdout
+    assert [(line["predictions"], line["error"]) for line in lines] == [([], None)] * 2
+
+
+@pytest.mark.parametrize("least", ["nan", "-0.1", "1.1", "half"])
+def test_a_threshold_that_is_no_probability_is_refused_in_one_line(vistazo, folder, server, least):
+    result = vistazo("classify", folder, "--min-probability", least)
+
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    assert server.service.requests == []
+
+
 def test_each_failure_is_one_line_with_the_files_name_and_the_others_are_answered(vistazo, folder, tmp_path):
     (tmp_path / "text.jpg").write_text("bad")
     (tmp_path / "empty").mkdir()
@@ -202,6 +228,7 @@ def test_models_are_listed_with_their_state_and_weights(vistazo):
     assert "resnet18" in result.stdout
     assert "224×224×3" in result.stdout
     assert "untrained" in result.stdout
+    assert "independent logits" in result.stdout
     assert "FAILED: checksum does not match" in result.stdout
     assert "images per second" not in result.stdout
 
@@ -225,6 +252,7 @@ def test_models_as_json(vistazo):
 
     assert (lenet["name"], lenet["weights"], vgg["state"]) == ("lenet", "untrained", "FAILED")
     assert resnet["labels"] == ["cat", "dog"]
+    assert [model["scores"] for model in (lenet, resnet)] == ["UNKNOWN", "INDEPENDENT_LOGITS"]
     assert resnet["latencies"] == [{"batch_size": 1, "seconds": 0.02}, {"batch_size": 8, "seconds": 0.1}]
 
 

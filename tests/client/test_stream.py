@@ -49,6 +49,15 @@ def aborting(code, times=None, after=0):
     return script
 
 
+def test_a_stream_leaves_out_what_is_not_probable_enough(client, server):
+    results = dict(client.classify_stream(numbered(3), min_probability=0.75))
+    some = dict(client.classify_stream(numbered(3), min_probability=0.5))
+
+    assert [result.predictions for result in results.values()] == [()] * 3
+    assert all(result.error is None for result in results.values())
+    assert [len(result.predictions) for result in some.values()] == [1] * 3
+
+
 def test_every_image_is_answered_with_its_own_id(client, server):
     results = dict(client.classify_stream(numbered(100), model="resnet18", version="3", top_k=1))
 

@@ -37,11 +37,17 @@ MEASURED_FIELDS = ("opset", "parity", "model_sha256", "model_bytes")
 
 
 def plan_manifest(
-    recipe: Recipe, *, name: str, precision: str, max_batch_size: int, calibration: str = ""
+    recipe: Recipe,
+    *,
+    name: str,
+    precision: str,
+    max_batch_size: int,
+    calibration: str = "",
+    kind: "Output.Kind" = Output.LOGITS,
 ) -> ModelManifest:
     """Return the manifest of an export that has not happened yet: all but MEASURED_FIELDS.
 
-    `calibration` says with what an int8 model is calibrated.
+    `calibration` says with what an int8 model is calibrated, `kind` what the scores are.
     """
     made_with = {package: version(package) for package in MADE_WITH}
     if calibration:
@@ -61,7 +67,7 @@ def plan_manifest(
             dtype="UINT8",
         ),
         preprocessing=to_proto(recipe.preset),
-        output=Output(tensor=OUTPUT_TENSOR, kind=Output.LOGITS, classes=len(recipe.labels)),
+        output=Output(tensor=OUTPUT_TENSOR, kind=kind, classes=len(recipe.labels)),
         labels=recipe.labels,
         weights=WeightsRecord(
             source=SOURCES[recipe.weights.source],

@@ -17,7 +17,7 @@ from vistazo_export.errors import LabelsError, UnknownNetworkError
 from vistazo_export.networks import zoo
 from vistazo_export.networks.preset import from_proto, to_pixels
 from vistazo_export.publishing.manifest import read_manifest
-from vistazo_proto.manifest_pb2 import Preprocessing
+from vistazo_proto.manifest_pb2 import Output, Preprocessing
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 Vistazo = Callable[..., Result]
@@ -42,6 +42,12 @@ def doubled():
         def forward(self, images):
             return self.inner(images) * {factor}
     return Doubled()
+
+def tags():
+    return nn.Sequential(small(), nn.Sigmoid())
+
+def chosen():
+    return nn.Sequential(small(), nn.Softmax(dim=1))
 
 def many():
     class Many(nn.Module):
@@ -288,3 +294,54 @@ def test_a_module_that_is_not_there_is_one_line(tmp_path: Path, models: Path, vi
 
     assert done.exit_code == 1
     assert "nowhere.at_all:make: ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("function", "said", "kind"),
+    [
+        ("small", "", Output.LOGITS),
+        ("small", "independent-logits", Output.INDEPENDENT_LOGITS),
+        ("tags", "", Output.INDEPENDENT),
+        ("chosen", "", Output.PROBABILITIES),
+    ],
+)
+def test_a_network_of_ones_own_may_end_in_probabilities(
+    own: Callable[..., str], models: Path, vistazo: Vistazo, function: str, said: str, kind: int
+):
+    options = ("--output-kind", said) if said else ()
+    arguments = (
+        f"{own()}:{function}",
+        "--labels",
+        "labels.txt",
+        "--preprocess",
+        "imagenet",
+        "--models",
+        models,
+    )
+    first = vistazo("export", *arguments, *options)
+
+    assert first.exit_code == 0, first.stderr
+    assert read_manifest(models / function / "1" / "manifest.json").output.kind == kind
+    assert ("multi-label" in first.stderr) == (function == "tags")
+    assert vistazo("verify", models).exit_code == 0
+
+
+def test_a_kind_that_the_scores_cannot_be_is_refused(own: Callable[..., str], models: Path, vistazo: Vistazo):
+    done = vistazo(
+        "export", f"{own()}:tags", "--labels", "labels.txt", "--preprocess", "imagenet",
+        "--models", models, "--output-kind", "probabilities",
+    )  # fmt: skip
+
+    assert done.exit_code == 1
+    assert "the output logits is no probabilities" in done.stderr
+
+
+def test_another_kind_of_the_same_weights_is_another_version(tmp_path: Path, models: Path, vistazo: Vistazo):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("ant\nbee\ncat\n")
+    arguments = ("export", "lenet", "--weights", "untrained", "--labels", labels, "--models", models)
+    for options in ((), ("--output-kind", "independent-logits"), ("--output-kind", "independent-logits")):
+        assert vistazo(*arguments, *options).exit_code == 0
+
+    kinds = [read_manifest(path).output.kind for path in sorted(models.glob("lenet/*/manifest.json"))]
+    assert kinds == [Output.LOGITS, Output.INDEPENDENT_LOGITS]
