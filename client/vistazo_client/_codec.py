@@ -196,6 +196,7 @@ def decode_model(model: pb.Model) -> ModelInfo:
         device=model.device,
         latencies=tuple(BatchLatency(each.batch_size, each.seconds) for each in model.latencies),
         scores=_decode_scores(model.scores),
+        one_by_one=model.one_by_one,
     )
 
 

@@ -133,6 +133,8 @@ class ModelInfo:
     """The measured latency table, by batch size."""
     scores: ScoreKind = ScoreKind.UNKNOWN
     """What the model's scores are, and so whether the probabilities of all classes sum to 1."""
+    one_by_one: str = ""
+    """Why each sample runs alone; empty: batches are fine."""
 
     @property
     def ready(self) -> bool:

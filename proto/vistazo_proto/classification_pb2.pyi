@@ -166,7 +166,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "input_height", "input_width", "input_channels", "labels", "weights", "precision", "max_batch_size", "device", "latencies", "scores")
+    __slots__ = ("name", "version", "state", "reason", "input_height", "input_width", "input_channels", "labels", "weights", "precision", "max_batch_size", "device", "latencies", "scores", "one_by_one")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +181,7 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     LATENCIES_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    ONE_BY_ONE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: State
@@ -195,7 +196,8 @@ class Model(_message.Message):
     device: str
     latencies: _containers.RepeatedCompositeFieldContainer[BatchLatency]
     scores: ScoreKind
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_channels: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., device: _Optional[str] = ..., latencies: _Optional[_Iterable[_Union[BatchLatency, _Mapping]]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ...) -> None: ...
+    one_by_one: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_channels: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., device: _Optional[str] = ..., latencies: _Optional[_Iterable[_Union[BatchLatency, _Mapping]]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ..., one_by_one: _Optional[str] = ...) -> None: ...
 
 class BatchLatency(_message.Message):
     __slots__ = ("batch_size", "seconds")

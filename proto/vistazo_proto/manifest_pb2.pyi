@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ModelManifest(_message.Message):
-    __slots__ = ("format", "name", "architecture", "input", "preprocessing", "output", "labels", "weights", "precision", "opset", "max_batch_size", "parity", "model_sha256", "model_bytes", "made_with", "external_files")
+    __slots__ = ("format", "name", "architecture", "input", "preprocessing", "output", "labels", "weights", "precision", "opset", "max_batch_size", "parity", "model_sha256", "model_bytes", "made_with", "external_files", "one_by_one")
     class MadeWithEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class ModelManifest(_message.Message):
     MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MADE_WITH_FIELD_NUMBER: _ClassVar[int]
     EXTERNAL_FILES_FIELD_NUMBER: _ClassVar[int]
+    ONE_BY_ONE_FIELD_NUMBER: _ClassVar[int]
     format: int
     name: str
     architecture: str
@@ -48,7 +49,8 @@ class ModelManifest(_message.Message):
     model_bytes: int
     made_with: _containers.ScalarMap[str, str]
     external_files: _containers.RepeatedCompositeFieldContainer[ExternalFile]
-    def __init__(self, format: _Optional[int] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., precision: _Optional[str] = ..., opset: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., made_with: _Optional[_Mapping[str, str]] = ..., external_files: _Optional[_Iterable[_Union[ExternalFile, _Mapping]]] = ...) -> None: ...
+    one_by_one: str
+    def __init__(self, format: _Optional[int] = ..., name: _Optional[str] = ..., architecture: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., precision: _Optional[str] = ..., opset: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., made_with: _Optional[_Mapping[str, str]] = ..., external_files: _Optional[_Iterable[_Union[ExternalFile, _Mapping]]] = ..., one_by_one: _Optional[str] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("tensor", "height", "width", "channels", "layout", "dtype")

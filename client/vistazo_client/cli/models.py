@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vistazo_client.cli.options import json_option, server_options
-from vistazo_client.cli.tables import print_table
+from vistazo_client.cli.tables import print_line, print_table
 from vistazo_client.client import Client
 from vistazo_client.results import ModelInfo, ModelState, ScoreKind
 
@@ -32,6 +32,11 @@ def models_command(*, as_json: bool, verbose: bool, open_client: Callable[[], Cl
         click.echo(f"The server at {client.address} has no models.")
         return
     print_table(_models_table(models))
+    for model in models:
+        if model.one_by_one:
+            print_line(
+                f"{model.name} version {model.version} runs its samples one by one: {model.one_by_one}"
+            )
     if verbose:
         print_table(_latency_table(models))
 

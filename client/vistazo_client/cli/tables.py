@@ -4,6 +4,7 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # In a pipe there is no width to fit; rich would fold names at 80 columns.
 PIPED_COLUMNS = 160
@@ -20,6 +21,11 @@ def _stdout() -> Console:
 def print_table(table: Table) -> None:
     """Print `table` to standard output."""
     _stdout().print(table)
+
+
+def print_line(text: str) -> None:
+    """Print a line to standard output, without what would steer a terminal."""
+    _stdout().print(Text(text), soft_wrap=True)
 
 
 def bar(probability: float) -> str:

@@ -115,6 +115,8 @@ class ModelSpec:
     """0: not known."""
     model_sha256: str
     external_files: tuple[ExternalFile, ...] = ()
+    one_by_one: str | None = None
+    """Why samples must not share a batch; empty: they may. None: nobody has tried."""
 
 
 def spec_without_manifest(name: str, *, model_sha256: str) -> ModelSpec:
@@ -156,6 +158,7 @@ def read_manifest(path: Path, *, name: str) -> ModelSpec:
         external_files=tuple(
             ExternalFile(file.path, file.bytes, file.sha256) for file in manifest.external_files
         ),
+        one_by_one=manifest.one_by_one if manifest.HasField("one_by_one") else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import onnxruntime as ort
 import structlog
 
+from vistazo_onnx.batch_mates import mixing_operator
 from vistazo_server.artifact.manifest import ModelSpec
 from vistazo_server.batching.batch import Ran
 from vistazo_server.batching.latency import LatencyModel
@@ -21,7 +22,7 @@ from vistazo_server.engine.engine import Engine
 from vistazo_server.engine.graph import Sample, read_signature, with_sample_shape, zeros
 from vistazo_server.engine.onnx_file import has_half_weights
 from vistazo_server.engine.outputs import Row
-from vistazo_server.engine.probe import feels_batch_mates, settle, settle_images
+from vistazo_server.engine.probe import Settled, batch_mates, settle, settle_images
 from vistazo_server.engine.runner import GraphRunner, Runner, StackingRunner, has_one_fixed_input
 from vistazo_server.engine.session import PROVIDER, Device, create_session
 from vistazo_server.engine.tensors import FREE, Signature, TensorSpec, describe
@@ -93,6 +94,8 @@ class OnnxModel:
     """
 
     signature: Signature
+    one_by_one: str
+    """Why each sample runs alone; empty: batches are fine."""
 
     def __init__(
         self,
@@ -119,6 +122,7 @@ class OnnxModel:
         self._engine = engine
         self._batch_limit = batch_limit
         self.max_batch_size = batch_limit.ceiling
+        self.one_by_one = spec.one_by_one or ""
         self.device: Device = device
         self.latency = LatencyModel()
         self.runs = RunStatistics()
@@ -161,22 +165,13 @@ class OnnxModel:
 
     def _load(self) -> None:
         session = self._start_session()
-        signature = self._checked_signature(session)
-        # What we exported was tried in batches when it was; of what came from elsewhere nobody knows it.
-        was_checked = self._spec.weights != "imported"
-        if self._spec.image is None:
-            signature, self._zero = settle(session, signature, self._path)
-        else:
-            (self._zero,) = zeros(signature)
-            if not was_checked and self._batch_limit.ceiling > 1:
-                signature = settle_images(session, signature, self._path)
-        self.signature = signature
-        self._batch_limit = replace(self._batch_limit, ceiling=_ceiling(signature, self._batch_limit.ceiling))
-        may_share = not was_checked and self._batch_limit.ceiling > 1
-        if may_share and self._zero is not None and feels_batch_mates(session, signature, self._zero):
-            reason = "a sample's answer depends on the others in its batch"
-            log.warning("samples_run_one_by_one", path=str(self._path), reason=reason)
-            self._batch_limit = replace(self._batch_limit, ceiling=1)
+        self.signature, self._zero, no_batch = self._settle(session)
+        ceiling = _ceiling(self.signature, self._batch_limit.ceiling)
+        self.one_by_one = no_batch or self._batch_mates(session, ceiling)
+        if self.one_by_one:
+            ceiling = 1
+            log.warning("samples_run_one_by_one", path=str(self._path), reason=self.one_by_one)
+        self._batch_limit = replace(self._batch_limit, ceiling=ceiling)
         runner = self._runner(session, self._batch_limit.ceiling)
         if self.device == "cpu" and self._threads > 1 and self._is_small(runner):
             self._threads = 1
@@ -194,6 +189,34 @@ class OnnxModel:
         for runner in runners:
             self._runners.put(runner)
         self._is_loaded = True
+
+    @property
+    def _is_imported(self) -> bool:
+        # What we exported was tried in batches when it was; of what came from elsewhere nobody knows it.
+        return self._spec.weights == "imported"
+
+    def _settle(self, session: ort.InferenceSession) -> Settled:
+        signature = self._checked_signature(session)
+        if self._spec.image is None:
+            return settle(session, signature, self._path)
+        if self._is_imported and self._batch_limit.ceiling > 1:
+            return settle_images(session, signature)
+        return Settled(signature, zeros(signature)[0])
+
+    def _batch_mates(self, session: ort.InferenceSession, ceiling: int) -> str:
+        """Return why samples must not share a batch; empty where they may, or there is none to share."""
+        if self._spec.one_by_one or not self._is_imported:
+            return self._spec.one_by_one or ""
+        if not self.signature.is_batched:
+            return "the graph has no batch dimension"
+        if self.signature.fixed_batch == 1:
+            return "the graph takes batches of 1"
+        if reason := mixing_operator(self._path):
+            return reason
+        # A manifest that says that batches are fine was written after a longer trial than this one.
+        if ceiling == 1 or self._spec.one_by_one is not None:
+            return ""
+        return batch_mates(session, self.signature, self._zero, largest=ceiling)
 
     def _runner(self, session: ort.InferenceSession, max_batch_size: int) -> Runner[Any]:
         return runner_for(session, self.signature, max_batch_size=max_batch_size, device=self.device)

@@ -47,6 +47,8 @@ class CatalogEntry:
     spec: ModelSpec | None = None
     """None until the manifest was read."""
     max_batch_size: int = 0
+    one_by_one: str = ""
+    """Why each sample runs alone; empty: batches are fine, or it is not loaded."""
     device: str = ""
     latencies: Callable[[], Mapping[int, float]] = _no_latencies
     """Batch size → seconds of one run, as estimated now."""

@@ -109,6 +109,7 @@ class ModelLoader:
                     default_deadline=options.default_deadline_seconds,
                 ),
                 max_batch_size=model.max_batch_size,
+                one_by_one=model.one_by_one,
                 device=model.device,
                 latencies=model.latency.table,
             )

@@ -30,6 +30,8 @@ class LoadedModel:
     max_batch_size: int
     device: str
     latencies: Callable[[], Mapping[int, float]]
+    one_by_one: str = ""
+    """Why each sample runs alone; empty: batches are fine."""
 
 
 LoadModel = Callable[[Path, ModelSpec, str], AbstractAsyncContextManager[LoadedModel]]
@@ -129,6 +131,7 @@ class Rollout:
             loaded.device,
             loaded.latencies,
         )
+        entry.one_by_one = loaded.one_by_one
         entry.state = ModelState.READY
         if spec.weights == "untrained":
             log.warning("model_untrained", model=entry.name, meaning="its answers mean nothing")

@@ -142,6 +142,7 @@ def encode_model(entry: CatalogEntry) -> pb.Model:
         state=_STATES[entry.state],
         reason=entry.reason,
         device=entry.device,
+        one_by_one=entry.one_by_one,
     )
     if entry.spec is not None:
         spec = entry.spec
