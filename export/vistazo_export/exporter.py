@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vistazo_export.checks.parity import BOUNDS, measure_parity, open_session, run_onnx, sample_pixels
+from vistazo_export.checks.batch_mates import check_batch_mates
 from vistazo_export.conversion.calibration import CalibrationSet, calibration_set
 from vistazo_export.conversion.half import write_fp16
 from vistazo_export.conversion.onnx_export import check_onnx, write_onnx
@@ -244,6 +245,8 @@ def _write(
     manifest.model_bytes = model.stat().st_size
     progress.stage("comparing")
     manifest.parity.CopyFrom(measure_parity(model, network, manifest.max_batch_size, manifest.precision))
+    check_batch_mates(model, manifest)
+    manifest.one_by_one = ""
     write_manifest(staged.version / repo.MANIFEST_FILE, manifest)
     (staged.folder / repo.CONFIG_FILE).write_text(triton_config(manifest), encoding="utf-8")
     return manifest

@@ -30,6 +30,7 @@ from vistazo_export.networks.zoo import torchvision_models
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import FORMAT, triton_config, write_manifest
+from vistazo_onnx.batch_mates import mixing_operator
 from vistazo_proto.manifest_pb2 import ExternalFile, ModelManifest
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
@@ -209,8 +210,13 @@ def _run(
             )
         open_session(model, manifest.precision)
         progress.warning(f"{request.name}: loaded but not run, since its inputs have no fixed sizes")
+        # Where the operators do not tell, the server tries at the sizes that it guesses.
+        if is_batched(interface) and (reason := mixing_operator(model)):
+            _one_by_one(request, manifest, reason, progress)
         return
-    answers = run_graph(model, interface, manifest, feeds)
+    ran = run_graph(model, interface, manifest, feeds)
+    _one_by_one(request, manifest, ran.one_by_one, progress)
+    answers = ran.answers
     if not scores:
         return
     options = ScoresOptions(request.output, request.output_kind, labels, request.multi_label)
@@ -222,6 +228,14 @@ def _run(
         )
     manifest.output.CopyFrom(output)
     manifest.labels.extend(labels)
+
+
+def _one_by_one(request: ImportRequest, manifest: ModelManifest, reason: str, progress: Progress) -> None:
+    """Record why samples must not share a batch, or that nothing speaks against it."""
+    manifest.one_by_one = reason
+    if reason and manifest.max_batch_size > 1:
+        manifest.max_batch_size = 1
+        progress.warning(f"{request.name}: its samples run one by one, not in batches: {reason}")
 
 
 def _cannot_write(repository: Path, error: OSError) -> RepositoryError:

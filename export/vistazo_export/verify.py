@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vistazo_export.checks.batch_mates import check_batch_mates, mixed
 from vistazo_export.checks.parity import (
     BOUNDS,
     MOST_BATCH_SIZE,
@@ -102,6 +103,7 @@ def verify_model(
         else:
             _check_opset(result, check_onnx(model, manifest), manifest)
             _check_answers(result, model, manifest, weights_files, weights_mirror, progress)
+            check_batch_mates(model, manifest)
     result.seconds = time.monotonic() - started
     return result
 
@@ -125,6 +127,8 @@ def _check_record(result: Verification, manifest: ModelManifest) -> None:
         raise RepositoryError(
             f"the manifest's max_batch_size {manifest.max_batch_size} is not in 1 to {MOST_BATCH_SIZE}"
         )
+    if manifest.one_by_one and manifest.max_batch_size > 1:
+        result.problems.append(mixed(manifest, manifest.one_by_one))
 
 
 def _check_triton_config(result: Verification, repository: Path, manifest: ModelManifest) -> None:

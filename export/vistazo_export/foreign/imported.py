@@ -6,6 +6,7 @@ neither on chance nor on its batch.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from vistazo_export.checks.batch_mates import mixed, try_batch_mates
 from vistazo_export.checks.parity import BOUNDS, batch_sizes_up_to, open_session
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.errors import GraphError, ParityError, RepositoryError, UndecidedError
@@ -20,6 +22,7 @@ from vistazo_export.foreign.interface import FLOATS, OnnxInterface, TensorInfo
 from vistazo_export.foreign.scores import KINDS, ScoresOptions, scores_output
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.preset import input_spec, prepared
+from vistazo_onnx.batch_mates import mixing_operator
 from vistazo_proto.manifest_pb2 import ModelManifest, Output
 
 Array = npt.NDArray[Any]
@@ -97,14 +100,21 @@ def batch_limit(inputs: Sequence[TensorInfo], most: int) -> int:
     return fixed or most
 
 
-def run_graph(
-    model: Path, interface: OnnxInterface, manifest: ModelManifest, feeds: Feeds
-) -> dict[str, Array]:
-    """Run the graph on each row of `feeds` alone, twice, and in batches; return the rows of each output.
+@dataclass(frozen=True)
+class Ran:
+    """What runs of an imported graph have shown."""
 
-    A graph without a batch dimension is run on all of `feeds`, twice. Raises GraphError where it cannot run
-    at a batch size that the manifest promises, and ParityError where an answer depends on chance or on the
-    company in the batch.
+    answers: dict[str, Array]
+    """The rows of each output, one for each sample."""
+    one_by_one: str
+    """Why samples must not share a batch; empty: they may, in those of the manifest's largest size."""
+
+
+def run_graph(model: Path, interface: OnnxInterface, manifest: ModelManifest, feeds: Feeds) -> Ran:
+    """Run the graph on each row of `feeds` alone, twice, and in batches as the manifest promises them.
+
+    A graph without a batch dimension is run on all of `feeds`, twice. Raises GraphError where it cannot run,
+    and ParityError where an answer depends on chance.
     """
     if manifest.precision not in BOUNDS:
         raise RepositoryError(f"precision {manifest.precision!r} cannot be verified by this Vistazo")
@@ -113,29 +123,56 @@ def run_graph(
     if not manifest.HasField("input") and not is_batched(interface):
         answers = _run(session, feeds)
         _check_same(answers, _run(session, feeds), most_spread)
-        return answers
+        return Ran(answers, "the graph has no batch dimension")
     fixed = max(_fixed_batch(tensor) for tensor in interface.inputs)
     count = len(next(iter(feeds.values())))
     each = [_run_rows(session, feeds, np.array([row]), fixed) for row in range(count)]
     _check_same(each[0], _run_rows(session, feeds, np.array([0]), fixed), most_spread)
     alone = _joined(each)
-    for size in batch_sizes_up_to(manifest.max_batch_size):
+    if fixed == 1:
+        return Ran(alone, "the graph takes batches of 1")
+    reason = mixing_operator(model)
+    if manifest.max_batch_size > 1:
+        reason = reason or _company(session, feeds, alone, manifest.max_batch_size, fixed, most_spread)
+        reason = reason or try_batch_mates(
+            session,
+            _servable(session),
+            {name: rows[0, ...] for name, rows in feeds.items()},
+            largest=manifest.max_batch_size,
+            fixed=fixed,
+        )
+    return Ran(alone, reason)
+
+
+def _company(
+    session: onnxruntime.InferenceSession,
+    feeds: Feeds,
+    alone: Mapping[str, Array],
+    largest: int,
+    fixed: int,
+    most_spread: float,
+) -> str:
+    """Return how the samples of `feeds` fare worse in batches than `alone`; empty: they do not."""
+    count = len(next(iter(feeds.values())))
+    for size in batch_sizes_up_to(largest):
         if size == 1:
             continue
         index = np.arange(size) % count
-        for name, rows in _run_rows(session, feeds, index, fixed).items():
+        try:
+            answers = _run_rows(session, feeds, index, fixed)
+        except GraphError as error:
+            return str(error)
+        for name, rows in answers.items():
             if rows.shape[:1] != (size,) or name not in alone:
-                raise GraphError(
-                    f"the output {name} of a batch of {size} has shape {'×'.join(map(str, rows.shape))}, "
-                    "not a row for each sample; --max-batch 1 serves them one by one"
-                )
+                shape = "×".join(map(str, rows.shape))
+                return f"the output {name} of a batch of {size} has shape {shape}, not a row for each sample"
             spread = _spread(alone[name][index], rows)
             if not spread <= most_spread:
-                raise ParityError(
-                    f"a sample's {name} depends on its batch: {spread:.1e} relative, more than "
-                    f"{most_spread:.0e}; --max-batch 1 serves them one by one"
+                return (
+                    f"a sample's {name} depends on its batch: {spread:.1e} relative, "
+                    f"more than {most_spread:.0e}"
                 )
-    return alone
+    return ""
 
 
 def check_external_files(folder: Path, manifest: ModelManifest) -> None:
@@ -157,9 +194,13 @@ def check_imported(model: Path, interface: OnnxInterface, manifest: ModelManifes
     feeds = image_feeds(manifest) if manifest.HasField("input") else random_feeds(interface)
     if feeds is None:
         open_session(model, manifest.precision)
-        return
-    answers = run_graph(model, interface, manifest, feeds)
-    if not manifest.HasField("output"):
+        ran = Ran({}, mixing_operator(model) if is_batched(interface) else "")
+    else:
+        ran = run_graph(model, interface, manifest, feeds)
+    answers = ran.answers
+    if ran.one_by_one and manifest.max_batch_size > 1:
+        raise ParityError(mixed(manifest, ran.one_by_one))
+    if feeds is None or not manifest.HasField("output"):
         return
     record = manifest.output
     kind = next((name for name, number in KINDS.items() if number == record.kind), "")
@@ -224,18 +265,21 @@ def _run_rows(
 
 def _run(session: onnxruntime.InferenceSession, feeds: Feeds, batch: int = 1) -> dict[str, Array]:
     """Return the outputs that are tensors; others, which are not served, are not asked for."""
-    names = [output.name for output in session.get_outputs() if _is_servable(output.type)]
+    names = _servable(session)
     try:
         answers = session.run(names, dict(feeds))
     except Exception as error:
-        hint = "; --max-batch 1 serves them one by one" if batch > 1 else ""
         reason = " ".join(str(error).split())[:300]
-        raise GraphError(f"ONNX Runtime cannot run the graph at batch {batch}: {reason}{hint}") from error
+        raise GraphError(f"ONNX Runtime cannot run the graph at batch {batch}: {reason}") from error
     return {
         name: rows
         for name, rows in zip(names, answers, strict=True)
         if isinstance(rows, np.ndarray) and rows.ndim > 0
     }
+
+
+def _servable(session: onnxruntime.InferenceSession) -> list[str]:
+    return [output.name for output in session.get_outputs() if _is_servable(output.type)]
 
 
 def _is_servable(kind: str) -> bool:

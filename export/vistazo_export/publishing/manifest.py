@@ -33,7 +33,7 @@ SOURCES = {
 }
 
 # Known only once the graph is made.
-MEASURED_FIELDS = ("opset", "parity", "model_sha256", "model_bytes")
+MEASURED_FIELDS = ("opset", "parity", "model_sha256", "model_bytes", "one_by_one")
 
 
 def plan_manifest(

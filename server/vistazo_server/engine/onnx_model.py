@@ -13,7 +13,6 @@ from typing import Any, Final, cast
 import onnxruntime as ort
 import structlog
 
-from vistazo_onnx.batch_mates import mixing_operator
 from vistazo_server.artifact.manifest import ModelSpec
 from vistazo_server.batching.batch import Ran
 from vistazo_server.batching.latency import LatencyModel
@@ -167,10 +166,16 @@ class OnnxModel:
         session = self._start_session()
         self.signature, self._zero, no_batch = self._settle(session)
         ceiling = _ceiling(self.signature, self._batch_limit.ceiling)
-        self.one_by_one = no_batch or self._batch_mates(session, ceiling)
+        self.one_by_one = self._spec.one_by_one or no_batch
+        if not self.one_by_one and self._is_imported:
+            # A manifest that says that batches are fine was written after a longer trial than this one.
+            most = 1 if self._spec.one_by_one is not None else ceiling
+            self.one_by_one = batch_mates(session, self.signature, self._zero, self._path, largest=most)
         if self.one_by_one:
+            # Where nobody promised batches, as a batch of 1 is declared, it is no more than a note.
+            say = log.warning if ceiling > 1 or no_batch else log.info
+            say("samples_run_one_by_one", path=str(self._path), reason=self.one_by_one)
             ceiling = 1
-            log.warning("samples_run_one_by_one", path=str(self._path), reason=self.one_by_one)
         self._batch_limit = replace(self._batch_limit, ceiling=ceiling)
         runner = self._runner(session, self._batch_limit.ceiling)
         if self.device == "cpu" and self._threads > 1 and self._is_small(runner):
@@ -202,21 +207,6 @@ class OnnxModel:
         if self._is_imported and self._batch_limit.ceiling > 1:
             return settle_images(session, signature)
         return Settled(signature, zeros(signature)[0])
-
-    def _batch_mates(self, session: ort.InferenceSession, ceiling: int) -> str:
-        """Return why samples must not share a batch; empty where they may, or there is none to share."""
-        if self._spec.one_by_one or not self._is_imported:
-            return self._spec.one_by_one or ""
-        if not self.signature.is_batched:
-            return "the graph has no batch dimension"
-        if self.signature.fixed_batch == 1:
-            return "the graph takes batches of 1"
-        if reason := mixing_operator(self._path):
-            return reason
-        # A manifest that says that batches are fine was written after a longer trial than this one.
-        if ceiling == 1 or self._spec.one_by_one is not None:
-            return ""
-        return batch_mates(session, self.signature, self._zero, largest=ceiling)
 
     def _runner(self, session: ort.InferenceSession, max_batch_size: int) -> Runner[Any]:
         return runner_for(session, self.signature, max_batch_size=max_batch_size, device=self.device)

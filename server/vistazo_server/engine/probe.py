@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import onnxruntime as ort
 import structlog
 
+from vistazo_onnx.batch_mates import mixing_operator
 from vistazo_onnx.trial import influence
 from vistazo_server.engine.graph import Sample, arrays_of, without_batch, zeros
 from vistazo_server.engine.runner import GraphRunner
@@ -74,12 +75,21 @@ def _no_batch(failure: Exception) -> str:
 
 
 def batch_mates(
-    session: ort.InferenceSession, signature: Signature, sample: Sample | None, *, largest: int
+    session: ort.InferenceSession, signature: Signature, sample: Sample | None, path: Path, *, largest: int
 ) -> str:
-    """Return why samples must not share a batch, by trial; empty where nothing speaks against it.
+    """Return why samples must not share a batch; empty where nothing speaks against it.
 
-    `largest` is the most samples that a batch may have. Takes about a second beyond five runs of few samples.
+    By what the signature and the operators say and, where batches of up to `largest` are to be run, by trial.
+    That takes a second at most beyond five runs of one or two samples.
     """
+    if not signature.is_batched:
+        return "the graph has no batch dimension"
+    if signature.fixed_batch == 1:
+        return "the graph takes batches of 1"
+    if reason := mixing_operator(path):
+        return reason
+    if largest == 1:
+        return ""
     if sample is None:
         return "nobody knows at which sizes it runs, so that no batch was tried"
     names = [spec.name for spec in signature.outputs]

@@ -98,7 +98,7 @@ def test_what_a_graph_really_does_with_batches_is_tried():
     for model, expected in ((identity(), (True, 0)), (stubborn, (True, 1)), (mixing, (False, 0))):
         session = session_of(model)
         declared = read_signature(session, PATH, image_input=None)
-        settled, sample = settle(session, declared, PATH)
+        settled, sample, _ = settle(session, declared, PATH)
         assert (settled.is_batched, settled.fixed_batch) == expected
         assert sample is not None
 
@@ -124,7 +124,7 @@ def test_free_sizes_that_no_guess_fits_leave_a_model_cold_and_served():
     )
     session = session_of(model)
     signature = read_signature(session, PATH, image_input=None)
-    settled, sample = settle(session, signature, PATH)
+    settled, sample, reason = settle(session, signature, PATH)
 
     assert sample is None
     assert settled == signature
