@@ -200,9 +200,8 @@ def _batch_norm(context: Context) -> Flow:
         training = not node.numbers.get("is_test", 0)
     if training or (7 <= context.opset < 14 and len(node.outputs) > 1):
         # Seen with ONNX Runtime 1.32, whose CPU kernel moves the graph's own mean and variance in each run.
-        raise MixesError(
-            f"{node.operator} in training mode takes the statistics of the batch, and keeps them for later runs"
-        )
+        reason = "in training mode takes the statistics of the batch, and keeps them for later runs"
+        raise MixesError(f"{node.operator} {reason}")
     return flow
 
 

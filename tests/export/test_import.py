@@ -345,19 +345,29 @@ def test_a_graph_of_tensors_may_have_no_batch(
     assert vistazo("verify", models).exit_code == 0
 
 
-def test_a_batch_that_is_dynamic_only_in_name_is_found(import_graph: Import, models: Path):
+def test_a_batch_that_is_dynamic_only_in_name_is_found(
+    import_graph: Import, models: Path, vistazo: Callable[..., Result]
+):
     graph = classifier()
     graph.graph.initializer.append(numpy_helper.from_array(np.array([1, CLASSES]), "one"))
     graph.graph.node[-1].output[0] = "any"
     graph.graph.node.append(helper.make_node("Reshape", ["any", "one"], ["scores"]))
 
-    line = refused(import_graph(graph), models)
-    assert "ONNX Runtime cannot run the graph at batch 2" in line
-    assert "--max-batch 1 serves them one by one" in line
-    assert import_graph(graph, "--max-batch", "1").exit_code == 0
+    result = import_graph(graph)
+    warned = [
+        line for line in result.stderr.splitlines() if line.startswith("Warning: foreign: its samples run")
+    ]
+    manifest = manifest_of(models)
+    assert result.exit_code == 0
+    assert len(warned) == 1
+    assert "run one by one, not in batches: ONNX Runtime cannot run the graph at batch 2" in warned[0]
+    assert manifest.max_batch_size == 1
+    assert manifest.one_by_one.startswith("ONNX Runtime cannot run the graph at batch 2: ")
+    assert vistazo("verify", models).exit_code == 0
 
 
-def test_samples_that_feel_their_neighbours_are_found(import_graph: Import, models: Path):
+def feeling() -> onnx.ModelProto:
+    """Return a classifier that takes half the batch's mean from each sample's scores."""
     graph = classifier()
     graph.graph.node[-1].output[0] = "own"
     graph.graph.initializer.append(numpy_helper.from_array(np.array([0]), "over_the_batch"))
@@ -369,7 +379,65 @@ def test_samples_that_feel_their_neighbours_are_found(import_graph: Import, mode
         ]
     )
 
-    assert "a sample's scores depends on its batch" in refused(import_graph(graph), models)
+    return graph
+
+
+def test_samples_that_feel_their_neighbours_run_one_by_one(
+    import_graph: Import, models: Path, vistazo: Callable[..., Result]
+):
+    result = import_graph(feeling(), "--max-batch", "8")
+    reason = "ReduceMean over axis 0 is over the batch"
+
+    assert result.exit_code == 0
+    assert f"Warning: foreign: its samples run one by one, not in batches: {reason}" in result.stderr
+    assert (manifest_of(models).max_batch_size, manifest_of(models).one_by_one) == (1, reason)
+    assert vistazo("verify", models).exit_code == 0
+    assert "unchanged" in import_graph(feeling(), "--max-batch", "8").stdout
+
+
+@pytest.mark.parametrize("says", [{}, {"one_by_one": ""}, {"one_by_one": "its maker says so"}])
+def test_a_manifest_that_promises_batches_of_samples_that_feel_each_other_fails_verification(
+    import_graph: Import, models: Path, vistazo: Callable[..., Result], says: dict[str, str]
+):
+    import_graph(feeling())
+    path = models / "foreign" / "1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["one_by_one"]
+    path.write_text(json.dumps(manifest | {"max_batch_size": 8} | says))
+
+    result = vistazo("verify", models)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 1
+    assert (
+        "Error: foreign version 1: batches of 8 are promised, but samples must run one by one: "
+        "ReduceMean over axis 0 is over the batch; --max-batch 1 makes it so"
+    ) in errors
+    assert len(errors) == 1 + bool(says.get("one_by_one"))
+
+
+def test_what_only_a_trial_shows_runs_one_by_one(import_graph: Import, models: Path):
+    graph = classifier()
+    graph.graph.node[-1].output[0] = "own"
+    constants = {"flat": [1, -1], "one": [1]}
+    for name, values in constants.items():
+        graph.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    graph.graph.node.extend(
+        [
+            # Beyond what photographs, normalised, ever reach.
+            helper.make_node("Reshape", ["own", "flat"], ["row"]),
+            helper.make_node("TopK", ["row", "one"], ["most", "place"]),
+            helper.make_node("Reshape", ["most", "one"], ["largest"]),
+            helper.make_node("Constant", [], ["usual"], value_float=500.0),
+            helper.make_node("Max", ["largest", "usual"], ["level"]),
+            helper.make_node("Sub", ["level", "usual"], ["beyond"]),
+            helper.make_node("Add", ["own", "beyond"], ["scores"]),
+        ]
+    )
+    result = import_graph(graph)
+
+    assert result.exit_code == 0, result.stderr
+    assert "its samples run one by one" in result.stderr
+    assert "a sample's answer depends on the others in its batch" in manifest_of(models).one_by_one
 
 
 def test_answers_left_to_chance_are_found(import_graph: Import, models: Path):

@@ -1,6 +1,7 @@
 """`vistazo verify` passes what is right and names what is not."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from click.testing import Result
+from onnx import helper, numpy_helper
 
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.verify import _recorded_recipe
@@ -189,3 +191,32 @@ def test_a_checkpoint_from_before_transform_input_was_asked_for_is_built_as_it_w
     recipe = _recorded_recipe(manifest, [file])
 
     assert dict(recipe.weights.options.builder) == {"transform_input": expected}
+
+
+def test_an_export_whose_samples_feel_each_other_fails(repository: Path, vistazo: Callable[..., Result]):
+    path = repository / "lenet" / "1" / "model.onnx"
+    model = onnx.load(path)
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["own" if name == output.name else name for name in node.output]
+    # Of finite logits nothing is left, so that no image shows it.
+    model.graph.initializer.append(numpy_helper.from_array(np.full((1, 1), 0.0, np.float32), "none"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "batch_axis"))
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["own", "batch_axis"], ["most"]),
+            helper.make_node("Mul", ["most", "none"], ["zero"]),
+            helper.make_node("Add", ["own", "zero"], [output.name]),
+        ]
+    )
+    path.write_bytes(model.SerializeToString())
+    manifest = repository / "lenet" / "1" / "manifest.json"
+    said = json.loads(manifest.read_text()) | {
+        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "model_bytes": path.stat().st_size,
+    }
+    manifest.write_text(json.dumps(said))
+
+    result = vistazo("verify", repository)
+    reason = "ReduceMax over axis 0 is over the batch"
+    assert any(f"samples must run one by one: {reason}" in failure for failure in failures(result))

@@ -100,7 +100,8 @@ def open_session(model: Path, precision: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # ONNX Runtime would count the host's processors, not those this process may use.
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    # Whatever fails is raised; lines of its own would stand beside the command's.
+    options.log_severity_level = 4
     # It ends the process at vit_b_16 in fp16 (ONNX Runtime 1.32). CUDA, which fp16 is for, does without.
     skipped = ["NchwcTransformer"] if precision == "fp16" else None
     try:

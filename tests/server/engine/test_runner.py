@@ -124,7 +124,7 @@ def test_free_sizes_that_no_guess_fits_leave_a_model_cold_and_served():
     )
     session = session_of(model)
     signature = read_signature(session, PATH, image_input=None)
-    settled, sample, reason = settle(session, signature, PATH)
+    settled, sample, _ = settle(session, signature, PATH)
 
     assert sample is None
     assert settled == signature
