@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vistazo_export.checks.parity import BOUNDS, measure_parity, open_session, run_onnx, sample_pixels
 from vistazo_export.checks.batch_mates import check_batch_mates
+from vistazo_export.checks.parity import BOUNDS, measure_parity, open_session, run_onnx, sample_pixels
 from vistazo_export.conversion.calibration import CalibrationSet, calibration_set
 from vistazo_export.conversion.half import write_fp16
 from vistazo_export.conversion.onnx_export import check_onnx, write_onnx
