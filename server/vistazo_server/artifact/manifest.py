@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from google.protobuf import json_format
@@ -11,6 +11,8 @@ from PIL import Image
 
 from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
 from vistazo_proto import manifest_pb2
+from vistazo_server.artifact.model_formats import MODEL_FILE
+from vistazo_server.artifact.triton_config import is_inside
 from vistazo_server.errors import ModelLoadError, one_line
 
 FORMAT: Final = 1
@@ -117,9 +119,20 @@ class ModelSpec:
     external_files: tuple[ExternalFile, ...] = ()
     one_by_one: str | None = None
     """Why samples must not share a batch; empty: they may. None: nobody has tried."""
+    model_file: str = MODEL_FILE
+    """Relative to the version's folder."""
+    output_labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Of a model without a manifest: outputs, each with labels for its classes in index order."""
 
 
-def spec_without_manifest(name: str, *, model_sha256: str) -> ModelSpec:
+def spec_without_manifest(
+    name: str,
+    *,
+    model_sha256: str,
+    model_file: str = MODEL_FILE,
+    max_batch_size: int = 0,
+    output_labels: tuple[tuple[str, tuple[str, ...]], ...] = (),
+) -> ModelSpec:
     """Return what is known of a model whose folder has no manifest."""
     return ModelSpec(
         name,
@@ -128,8 +141,10 @@ def spec_without_manifest(name: str, *, model_sha256: str) -> ModelSpec:
         labels=(),
         weights="imported",
         precision="",
-        max_batch_size=0,
+        max_batch_size=max_batch_size,
         model_sha256=model_sha256,
+        model_file=model_file,
+        output_labels=output_labels,
     )
 
 
@@ -210,7 +225,7 @@ def _contradictions(manifest: manifest_pb2.ModelManifest, name: str) -> list[str
         "model_sha256: expected 64 hexadecimal digits": len(manifest.model_sha256) == 64,
     }
     for file in manifest.external_files:
-        checks[f"external_files: {file.path!r} is not a path inside the version's folder"] = _is_inside(
+        checks[f"external_files: {file.path!r} is not a path inside the version's folder"] = is_inside(
             file.path
         )
     if _takes_images(manifest):
@@ -218,10 +233,6 @@ def _contradictions(manifest: manifest_pb2.ModelManifest, name: str) -> list[str
     if manifest.HasField("output"):
         checks |= _output_checks(manifest)
     return [wrong for wrong, fine in checks.items() if not fine]
-
-
-def _is_inside(path: str) -> bool:
-    return bool(path) and not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
 
 
 def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:

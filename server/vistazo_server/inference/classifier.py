@@ -1,8 +1,9 @@
 """Classifier: images in, labelled predictions out. Plain values; no protobuf, no ONNX."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -71,6 +72,7 @@ class Classifier:
         runs: RunStatistics,
         side: SideThread,
         default_deadline: float,
+        output_labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self.spec = spec
         self.version = version
@@ -82,6 +84,7 @@ class Classifier:
             signature,
             labels=spec.labels,
             scores=spec.scores,
+            output_labels=output_labels,
             batcher=batcher,
             metrics=metrics,
             side=side,

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -79,6 +80,7 @@ class Predictor:
         *,
         labels: Sequence[str],
         scores: ScoresSpec | None = None,
+        output_labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
         batcher: DynamicBatcher,
         metrics: ModelMetrics,
         side: SideThread,
@@ -89,6 +91,7 @@ class Predictor:
         self.takes_images = prepare_images is not None
         self._labels = labels
         self._scores = scores
+        self._output_labels = output_labels
         self._batcher = batcher
         self._metrics = metrics
         self._side = side
@@ -180,7 +183,8 @@ class Predictor:
                     f"the output {spec.name!r} has another shape for each sample; send the samples one by one"
                 ) from None
             if choice.classes:
-                array = yield from self._classification(self._scores_of_classes(array, spec), choice.classes)
+                scores = self._scores_of_classes(array, spec)
+                array = yield from self._classification(scores, choice.classes, spec.name)
                 tensors.append(NamedTensor(spec.name, BYTES, array))
             else:
                 tensors.append(NamedTensor(spec.name, spec.datatype, array))
@@ -198,11 +202,16 @@ class Predictor:
         both = both_classes(rows, scores.kind)
         return both if self.signature.is_batched else both[0]
 
-    def _classification(self, array: Array, classes: int) -> Steps[Array]:
+    def _classification(self, array: Array, classes: int, output: str) -> Steps[Array]:
         """Return the best classes of each sample as steps, an object array of shape [batch, classes]."""
         samples = array if self.signature.is_batched else array[np.newaxis]
         best = np.empty((len(samples), min(classes, samples[0].size)), dtype=object)
+        labels = self._output_labels.get(output)
+        if labels is None:
+            labels = self._labels
+        elif len(labels) != samples[0].size:
+            labels = ()  # of other classes: no label is better than a wrong one
         for sample, into in zip(samples, best, strict=True):
-            into[:] = yield from classification(sample.ravel(), classes, self._labels)
+            into[:] = yield from classification(sample.ravel(), classes, labels)
             yield
         return best if self.signature.is_batched else best[0]

@@ -3,11 +3,14 @@
 import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vistazo_server.artifact.model_formats import MANIFEST_FILE, MODEL_FILE, is_clutter
 from vistazo_server.errors import InvalidRequestError, RepositoryUnreadableError
+from vistazo_server.repository.layout import Stray, is_dangling, strays_in_model, strays_in_root
 from vistazo_server.repository.versions import is_version
 
 FileMark = tuple[str, int, int, int, int]
@@ -19,12 +22,32 @@ Fingerprint = tuple[FileMark, ...]
 FoundVersions = Mapping[str, Fingerprint]
 """The versions of one model."""
 
+# Files of weights may lie in a folder of their own beside the graph; deeper ones are not looked at.
+_LEVELS: Final = 2
+
 # What a file system allows as the name of a folder; a caller's longer name cannot be one.
 MAX_NAME_CHARACTERS: Final = 255
 
 
+def has_manifest(fingerprint: Fingerprint) -> bool:
+    """Return whether a version's folder has a manifest.json."""
+    return any(mark[0] == MANIFEST_FILE for mark in fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at the folder found."""
+
+    models: dict[str, FoundVersions | None]
+    """The versions of each model that has any, by name; None for a model that cannot be read."""
+    strays: tuple[Stray, ...]
+    """What is not served as it lies."""
+
+
 class RepositoryFolder:
-    """The folder `root` with its `<name>/<version>/`. Names that begin with "." are not looked at.
+    """The folder `root` with its `<name>/<version>/`.
+
+    Names that begin with "." and those of a system's own folders are not looked at.
 
     Whatever a caller names is looked up in the listing, never joined to a path: nothing outside is read.
     Every method reads the disk: not for the event loop once the server serves.
@@ -38,49 +61,66 @@ class RepositoryFolder:
         return self.root / name / version
 
     def scan(self) -> dict[str, FoundVersions | None]:
-        """Return the versions of each model that has any, by name; None for a model that cannot be read.
+        """Return the models of `look`. Raises RepositoryUnreadableError."""
+        return self.look().models
 
-        Raises RepositoryUnreadableError when the folder itself cannot.
-        """
+    def look(self) -> Seen:
+        """Return what there is. Raises RepositoryUnreadableError when the folder itself cannot be read."""
         found: dict[str, FoundVersions | None] = {}
-        for name in self._names():
+        strays: list[Stray] = []
+        names, others = self._entries()
+        for name in names:
             try:
-                versions = _versions(self.root / name)
+                versions, strange = _look_at(self.root, name)
             except FileNotFoundError:
                 continue  # removed since it was listed
             except OSError:
                 found[name] = None
                 continue
+            strays += strange
             if versions:
                 found[name] = versions
-        return found
+        return Seen(found, tuple(sorted([*strays, *strays_in_root(self.root, others)])))
 
     def scan_model(self, name: str) -> FoundVersions:
         """Return the versions of one model; none when it is not there. Raises RepositoryUnreadableError."""
-        if name not in self._names():
-            return {}
+        return self.look_at(name)[0]
+
+    def look_at(self, name: str) -> tuple[FoundVersions, list[Stray]]:
+        """Return the versions of one model, and what of its folder is not served.
+
+        Nothing when it is not there. Raises RepositoryUnreadableError.
+        """
+        if name not in self._entries()[0]:
+            return {}, []
         try:
-            return _versions(self.root / name)
+            return _look_at(self.root, name)
         except FileNotFoundError:
-            return {}
+            return {}, []
         except OSError as error:
             raise RepositoryUnreadableError(
                 f"{self.root / name} cannot be read: {error.strerror or error}"
             ) from error
 
-    def _names(self) -> list[str]:
+    def _entries(self) -> tuple[list[str], list["os.DirEntry[str]"]]:
+        """Return the names of folders that may be models, and what else there is."""
+        names, others = [], []
         try:
             with os.scandir(self.root) as entries:
-                # A name that is not printable is not valid UTF-8, or meant to spoil a log.
-                return sorted(
-                    entry.name
-                    for entry in entries
-                    if entry.name[0] != "." and entry.name.isprintable() and _is_folder(entry)
-                )
+                for entry in entries:
+                    if is_clutter(entry.name):
+                        continue
+                    # A name that is not printable is not valid UTF-8, or meant to spoil a log.
+                    is_name = entry.name.isprintable() and bool(entry.name.strip())
+                    if is_name and _is_folder(entry) and not is_dangling(Path(entry.path)):
+                        names.append(entry.name)
+                    else:
+                        others.append(entry)
         except OSError as error:
             raise RepositoryUnreadableError(
                 f"{self.root} cannot be read: {error.strerror or error}"
             ) from error
+        return sorted(names), sorted(others, key=lambda entry: entry.name)
 
 
 def check_model_name(name: str) -> str:
@@ -99,14 +139,17 @@ def check_model_name(name: str) -> str:
     return name
 
 
-def _versions(model: Path) -> dict[str, Fingerprint]:
+def _look_at(root: Path, name: str) -> tuple[FoundVersions, list[Stray]]:
+    model = root / name
     with os.scandir(model) as entries:
-        names = [entry.name for entry in entries if is_version(entry.name) and _is_folder(entry)]
+        listed = [entry for entry in entries if not is_clutter(entry.name)]
+    versions = [entry.name for entry in listed if is_version(entry.name) and _is_folder(entry)]
+    files = _marks([entry for entry in listed if entry.name not in versions and not _is_folder(entry)])
     found = {}
-    for name in names:
+    for version in versions:
         with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-            found[name] = _fingerprint(model / name)
-    return found
+            found[version] = _fingerprint(model / version, files)
+    return found, strays_in_model(root, name, sorted(entry.name for entry in listed), versions)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -116,24 +159,44 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return True  # that it cannot be read shows when it is
 
 
-def _fingerprint(folder: Path) -> Fingerprint:
-    """Return the marks of a folder's files, by name; of what cannot be read, less."""
-    marks: list[FileMark] = []
-    try:
-        with os.scandir(folder) as entries:
-            marks += [_mark(entry) for entry in entries if entry.name[0] != "."]
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        # That it cannot be read is told by loading it; that this has changed, by the mark.
-        marks.append(("", error.errno or 0, 0, 0, 0))
+def _fingerprint(folder: Path, beside: list[FileMark]) -> Fingerprint:
+    """Return the marks of a version's files, by name; of what cannot be read, less.
+
+    What has no manifest is served as Triton's config.pbtxt says: then the files `beside` belong to it, too.
+    """
+    marks = _marks_below(folder, "", _LEVELS)
+    if not {MODEL_FILE, MANIFEST_FILE} <= {mark[0] for mark in marks}:
+        marks += [(f"../{name}", *rest) for name, *rest in beside]  # type: ignore[misc]
     return tuple(sorted(marks))
 
 
-def _mark(entry: "os.DirEntry[str]") -> FileMark:
+def _marks_below(folder: Path, path: str, levels: int) -> list[FileMark]:
+    marks: list[FileMark] = []
+    folders: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            listed = [entry for entry in entries if not is_clutter(entry.name)]
+            marks += _marks(listed, path)
+            folders += [entry.name for entry in listed if levels > 1 and _is_folder(entry)]
+    except FileNotFoundError:
+        if not path:
+            raise
+    except OSError as error:
+        # That it cannot be read is told by loading it; that this has changed, by the mark.
+        marks.append((path, error.errno or 0, 0, 0, 0))
+    for name in folders:
+        marks += _marks_below(folder / name, f"{path}{name}/", levels - 1)
+    return marks
+
+
+def _marks(entries: Iterable["os.DirEntry[str]"], path: str = "") -> list[FileMark]:
+    return [_mark(entry, path) for entry in entries]
+
+
+def _mark(entry: "os.DirEntry[str]", path: str) -> FileMark:
     try:
         status = entry.stat()  # of a link's target, which is what will be loaded
     except OSError as error:
-        return (entry.name, -(error.errno or 1), 0, 0, 0)
+        return (path + entry.name, -(error.errno or 1), 0, 0, 0)
     size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return (entry.name, size, status.st_mtime_ns, status.st_ino, status.st_mode)
+    return (path + entry.name, size, status.st_mtime_ns, status.st_ino, status.st_mode)

@@ -1,12 +1,15 @@
 """ModelLoader: puts one model version together, from its file to the classifier that answers."""
 
 import functools
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from vistazo_preprocessing.preprocessor import Preprocessor
 from vistazo_server.artifact.manifest import ModelSpec
@@ -15,12 +18,15 @@ from vistazo_server.batching.device import DeviceScheduler
 from vistazo_server.engine.engine import Engine
 from vistazo_server.engine.onnx_model import BatchLimit, OnnxModel
 from vistazo_server.engine.session import Device
+from vistazo_server.engine.tensors import Signature
 from vistazo_server.inference.classifier import Classifier
 from vistazo_server.inference.image_inputs import ImageInputs
 from vistazo_server.inference.preprocess_pool import PreprocessPool
 from vistazo_server.inference.side_thread import SideThread
 from vistazo_server.repository.rollout import LoadedModel
 from vistazo_server.telemetry.metrics import Metrics, ModelMetrics
+
+log = structlog.get_logger(__name__)
 
 # Largest batch that is tried of a model without a manifest.
 MAX_BATCH_SIZE_UNCHECKED: Final = 32
@@ -107,6 +113,7 @@ class ModelLoader:
                     runs=model.runs,
                     side=self.side,
                     default_deadline=options.default_deadline_seconds,
+                    output_labels=fitting_labels(spec, model.signature),
                 ),
                 max_batch_size=model.max_batch_size,
                 one_by_one=model.one_by_one,
@@ -143,3 +150,24 @@ class ModelLoader:
                 slo=options.slo_seconds,
             ),
         )
+
+
+def fitting_labels(spec: ModelSpec, signature: Signature) -> dict[str, tuple[str, ...]]:
+    """Return the labels of each output that has one for each of its classes; the others are told.
+
+    A list that is too long or too short may be of other classes, and no label is better than a wrong one.
+    """
+    fitting = {}
+    outputs = {output.name: output for output in signature.outputs}
+    for name, labels in spec.output_labels:
+        output = outputs.get(name)
+        classes = math.prod(output.dims) if output is not None and output.is_fixed else None
+        if output is None:
+            reason = f"the graph has no output {name[:100]!r}; it has {', '.join(outputs)}"
+        elif classes not in {None, len(labels)}:
+            reason = f"{name!r} has {classes} classes, its label_filename has {len(labels)} labels"
+        else:
+            fitting[name] = labels
+            continue
+        log.warning("labels_unused", model=spec.name, reason=reason, meaning="its classes have no labels")
+    return fitting

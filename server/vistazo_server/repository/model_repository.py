@@ -21,6 +21,7 @@ from vistazo_server.errors import (
 from vistazo_server.repository.catalog import CatalogEntry, IndexRow, ModelState
 from vistazo_server.repository.disk import beside_the_loop
 from vistazo_server.repository.folder import FoundVersions, RepositoryFolder, check_model_name
+from vistazo_server.repository.layout import Stray, check_root, wrong_root
 from vistazo_server.repository.rollout import LoadModel, RepositoryObserver, Rollout, ServedVersion, all_ended
 from vistazo_server.repository.served_model import ServedModel
 from vistazo_server.repository.versions import VersionPolicy
@@ -29,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 # A disk answers in milliseconds or, when it hangs, not at all.
 SCAN_SECONDS: Final = 5.0
+
+# Of what is not served as it lies, how much one message says.
+MOST_TOLD: Final = 3
 
 Change = Callable[[ServedModel], Coroutine[Any, Any, None]]
 
@@ -58,6 +62,8 @@ class ModelRepository:
         self._observer = observer
         self._explicit = explicit
         self._models: dict[str, ServedModel] = {}
+        self._strays: frozenset[Stray] = frozenset()
+        """What is not served as it lies, as far as it was told."""
         self._unreadable: list[str] = []
         """Models that were to be loaded at the start, and whose folders could not be read."""
         self._changes: set[asyncio.Task[None]] = set()
@@ -92,25 +98,28 @@ class ModelRepository:
         Reads the disk. Raises StartupError when a name, or everything, is missing.
         """
         root = self._folder.root
-        if not root.is_dir():
-            raise StartupError(
-                f"the model repository {root} is no folder; make one with "
-                f"`vistazo export resnet18 --models {root}` or name another with --models"
-            )
+        if trouble := check_root(root):
+            raise StartupError(f"the model repository {root} {trouble}")
         try:
-            seen = self._folder.scan()
+            look = self._folder.look()
         except RepositoryUnreadableError as error:
             raise StartupError(f"the model repository {error}") from error
-        if not seen and not may_be_empty:
-            raise StartupError(
-                f"the model repository {root} has no <name>/<version>/ folder; fill it with "
-                f"`vistazo export resnet18 --models {root}`"
-            )
+        seen, strays = look.models, look.strays
+        if not seen:
+            hint = wrong_root(root)
+            if not may_be_empty:
+                if not hint and len(strays) > MOST_TOLD:
+                    self.tell_of(strays)
+                hint = hint or _several(strays) or f"fill it with `vistazo export resnet18 --models {root}`"
+                raise StartupError(f"the model repository {root} has no <name>/<version>/ folder; {hint}")
+            if hint:
+                log.warning("repository_without_models", path=str(root), reason=hint)
+        self.tell_of(strays)
         for name in seen if names is None else names:
             if name not in seen:
-                raise StartupError(
-                    f"the model {_quoted(name)} is not in the repository {root}; it has {_list(seen)}"
-                )
+                why = _several([stray for stray in strays if stray.is_in(root / name)])
+                why = why or f"it has {_list(seen)}"
+                raise StartupError(f"the model {_quoted(name)} is not in the repository {root}; {why}")
             versions = seen[name]
             if versions is None:
                 log.error("model_unreadable", model=name)
@@ -138,6 +147,12 @@ class ModelRepository:
         if reasons:
             reason = "; ".join(reasons)
             raise StartupError(f"none of the models in {self._folder.root} could be loaded: {reason}")
+
+    def tell_of(self, strays: Collection[Stray]) -> None:
+        """Name what is not served as it lies, each once for as long as it lies there."""
+        for stray in sorted(set(strays) - self._strays):
+            log.warning("not_served", path=stray.path, reason=stray.reason, to_serve_it=stray.to_serve_it)
+        self._strays = frozenset(strays)
 
     # What there is
 
@@ -220,12 +235,12 @@ class ModelRepository:
 
     async def _load(self, model: ServedModel) -> None:
         try:
-            found = await beside_the_loop(self._folder.scan_model, model.name)
+            found, strays = await beside_the_loop(self._folder.look_at, model.name)
         except RepositoryUnreadableError as error:
             raise ModelControlError(str(error)) from error
         if not found:
             # What is loaded goes on serving: a folder that is gone is no wish to unload.
-            raise self._not_found(model.name)
+            raise self._not_found(model.name, because=_several(strays))
         await model.follow(found, retry=True)
         if reasons := model.failures():
             serving = f"; {model.which()} serving" if model.is_serving else ""
@@ -282,9 +297,9 @@ class ModelRepository:
             raise self._not_found(name)
         return model
 
-    def _not_found(self, name: str) -> ServingError:
+    def _not_found(self, name: str, *, because: str = "") -> ServingError:
         has = f"it has {_list(self._models)}" if self._models else "no model is loaded"
-        return ModelNotFoundError(f"model: {_quoted(name)} is not in the repository; {has}")
+        return ModelNotFoundError(f"model: {_quoted(name)} is not in the repository; {because or has}")
 
     def _only_name(self) -> str:
         names = self.names()
@@ -304,6 +319,12 @@ def _row(entry: CatalogEntry) -> IndexRow:
 
 def _list(names: Collection[str]) -> str:
     return ", ".join(names) or "no models"
+
+
+def _several(strays: Collection[Stray]) -> str:
+    """Return what is not served, for the end of a message; empty when there is none."""
+    more = f"; and {len(strays) - MOST_TOLD} more" if len(strays) > MOST_TOLD else ""
+    return "; ".join(str(stray) for stray in sorted(strays)[:MOST_TOLD]) + more
 
 
 def _quoted(name: str) -> str:

@@ -8,6 +8,7 @@ import structlog
 from vistazo_server.errors import RepositoryUnreadableError, ServingError
 from vistazo_server.repository.disk import beside_the_loop
 from vistazo_server.repository.folder import FoundVersions, RepositoryFolder
+from vistazo_server.repository.layout import Stray
 from vistazo_server.repository.model_repository import ModelRepository
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,7 @@ class RepositoryPoller:
         self._repository = repository
         self._on_readable = on_readable
         self._before: dict[str, FoundVersions | None] | None = None
+        self._strays_before: frozenset[Stray] | None = None
         self._trouble = ""
         self._unreadable: set[str] = set()
         self._follows: set[asyncio.Task[None]] = set()
@@ -45,15 +47,20 @@ class RepositoryPoller:
     async def poll(self) -> None:
         """Look once, and begin the changes that are due; they go on when this has returned."""
         try:
-            seen = await beside_the_loop(self._folder.scan)
+            look = await beside_the_loop(self._folder.look)
         except RepositoryUnreadableError as error:
             self._is_in_trouble(str(error))
             return
+        seen = look.models
         if not seen and self._repository.names():
             self._is_in_trouble(f"{self._folder.root} has no models any more")
             return
         self._is_fine()
         before, self._before = self._before, seen
+        strays_before, self._strays_before = self._strays_before, frozenset(look.strays)
+        if strays_before is not None:
+            # What is being copied may look strange on the way, too.
+            self._repository.tell_of(strays_before & self._strays_before)
         self._tell_of_unreadable({name for name, versions in seen.items() if versions is None})
         if before is None:
             return

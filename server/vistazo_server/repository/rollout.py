@@ -35,7 +35,7 @@ class LoadedModel:
 
 
 LoadModel = Callable[[Path, ModelSpec, str], AbstractAsyncContextManager[LoadedModel]]
-"""Opens model.onnx at the path, of the spec and version; leaving the context drains and frees it."""
+"""Opens the graph at the path, of the spec and version; leaving the context drains and frees it."""
 
 
 class RepositoryObserver(Protocol):
@@ -122,7 +122,7 @@ class Rollout:
             return None
         async with self._loading, AsyncExitStack() as stack:
             loaded = await stack.enter_async_context(
-                self._load_model(folder / "model.onnx", spec, entry.version)
+                self._load_model(folder / spec.model_file, spec, entry.version)
             )
             await asyncio.to_thread(memory.give_back)
             served = ServedVersion(spec, fingerprint, loaded, stack.pop_all())
@@ -147,6 +147,10 @@ class Rollout:
             seconds=round(time.perf_counter() - started, 3),
         )
         return served
+
+    def path(self, name: str, version: str) -> Path:
+        """Return the folder of a model version."""
+        return self._folder.version(name, version)
 
     def close(self, served: ServedVersion) -> asyncio.Task[None]:
         """Begin to end an instance that nobody new gets; return what ends when it is freed.

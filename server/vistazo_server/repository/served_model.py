@@ -4,7 +4,8 @@
 2. It takes the old one's place in one turn of the event loop. From then on nobody new gets the old one.
 3. The old one ends when everybody who got it has an answer: it refuses nobody, so no request can fail.
 4. A version that fails leaves the old one serving, and its entry in the catalog says why.
-5. Where there is no old one, as after a restart, the next lower version that loads serves in its place, until
+5. A version without a manifest never takes the place of one that has it: it may be a copy that stands still.
+6. Where there is no old one, as after a restart, the next lower version that loads serves in its place, until
    it loads itself. Which versions serve depends on what is on disk, not on what served before.
 """
 
@@ -16,9 +17,10 @@ from typing import Final
 
 import structlog
 
+from vistazo_server.artifact.model_formats import MANIFEST_FILE
 from vistazo_server.errors import ModelLoadError, ModelNotFoundError, ModelNotReadyError, one_line
 from vistazo_server.repository.catalog import CatalogEntry, ModelState
-from vistazo_server.repository.folder import Fingerprint, FoundVersions
+from vistazo_server.repository.folder import Fingerprint, FoundVersions, has_manifest
 from vistazo_server.repository.rollout import Rollout, ServedVersion, all_ended
 from vistazo_server.repository.versions import VersionPolicy, newest_first
 
@@ -55,6 +57,8 @@ class ServedModel:
         self._observer = rollout.observer
         self._served: dict[str, ServedVersion] = {}
         self._failures: dict[str, Failure] = {}
+        self._held_back: dict[str, str] = {}
+        """Versions that are not taken over, and the one that each would replace."""
 
     @property
     def is_serving(self) -> bool:
@@ -103,7 +107,8 @@ class ServedModel:
     def enter(self, found: FoundVersions) -> None:
         """Put what `follow` will look for in `found` into the catalog, as LOADING."""
         self.found = found
-        for version in (*self._policy.choose(found), *self._policy.missing(found)):
+        eligible = self._eligible(found)
+        for version in (*self._policy.choose(eligible), *self._policy.missing(found)):
             self._enter(CatalogEntry(self.name, version))
 
     def is_behind(self, found: FoundVersions) -> bool:
@@ -115,10 +120,16 @@ class ServedModel:
         """Serve of `found` what the policy says, and end what it does not; return when that is freed.
 
         For each version that fails, the next lower one that loads is served until it loads itself. `retry`:
-        what failed is tried again although its files are the same.
+        what failed is tried again although its files are the same, and what has no manifest may replace what
+        has one: somebody asked for it.
         """
         self.found = found
-        wanted, missing = self._policy.choose(found), self._policy.missing(found)
+        missing = self._policy.missing(found)
+        if retry:
+            self._held_back = {}
+        else:
+            found = self._eligible(found)
+        wanted = self._policy.choose(found)
         before = set(self._served)
         tried: list[str] = []
         replaced: list[asyncio.Task[None]] = []
@@ -167,6 +178,43 @@ class ServedModel:
     def abandon(self) -> None:
         """Begin to end every instance; the catalog stays as it is."""
         self._close(list(self._served))
+
+    def _eligible(self, found: FoundVersions) -> FoundVersions:
+        """Return the versions that may serve, and tell of those that are held back.
+
+        An image model that became one of tensors would fail all who send it images. A copy whose manifest
+        has not arrived looks so, and so does one whose manifest never will.
+        """
+        served = {version: one.fingerprint for version, one in self._served.items()}
+        whole = [
+            version
+            for version, files in {**self._policy.among(found), **served}.items()
+            if has_manifest(files)
+        ]
+        held: dict[str, str] = {}
+        for version, files in found.items():
+            if has_manifest(files) or (version in served and version not in whole):
+                continue
+            if lower := [one for one in whole if int(one) <= int(version)]:
+                held[version] = newest_first(lower)[0]
+        eligible = {version: files for version, files in found.items() if version not in held}
+        if held:
+            # What would be replaced stays although its files may be gone.
+            eligible |= {version: served[version] for version in held.values() if version in served}
+        for version in newest_first(held.keys() - self._held_back.keys()):
+            log.warning(
+                "version_held_back",
+                model=self.name,
+                version=version,
+                path=str(self._rollout.path(self.name, version)),
+                reason=f"no {MANIFEST_FILE}, and it would take the place of version {held[version]} with one",
+                to_serve_it=(
+                    f"copy its {MANIFEST_FILE}, make one with `vistazo import --preprocess none`, or ask for "
+                    "the model to be loaded with --model-control explicit"
+                ),
+            )
+        self._held_back = held
+        return eligible
 
     def _serving(self, versions: Iterable[str]) -> int:
         """Return how many of these versions answer."""

@@ -1,16 +1,22 @@
 """VersionPolicy: which versions of a model are served."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Self, TypeVar
+
+Found = TypeVar("Found")
 
 _EXPECTED: Final = "expected latest:N with N of at least 1, all, or versions such as 1,3"
 
+MOST_VERSION: Final = (1 << 63) - 1
+"""Open Inference has versions as int64."""
+
 
 def is_version(name: str) -> bool:
-    """Return whether a folder of this name is a model's version: a positive decimal number."""
+    """Return whether a folder of this name is a model's version: a decimal number from 1 to MOST_VERSION."""
     # isdecimal also takes other scripts' digits; a leading zero would name another folder.
-    return name.isascii() and name.isdecimal() and name[0] != "0"
+    is_number = name.isascii() and name.isdecimal() and name[0] != "0"
+    return is_number and len(name) <= len(str(MOST_VERSION)) and int(name) <= MOST_VERSION
 
 
 def newest_first(versions: Collection[str]) -> list[str]:
@@ -48,6 +54,10 @@ class VersionPolicy:
             return [version for version in self.listed if version in found]
         versions = newest_first(found)
         return versions[: self.latest] if self.latest else versions
+
+    def among(self, found: Mapping[str, Found]) -> dict[str, Found]:
+        """Return of the versions that were found those that may be served in any case."""
+        return {version: what for version, what in found.items() if not self.listed or version in self.listed}
 
     def lower(self, found: Collection[str]) -> list[str]:
         """Return which of the others that were found may serve in the place of those, the highest first.

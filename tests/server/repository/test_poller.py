@@ -15,7 +15,7 @@ from support.serving import until
 from support.tiny import tiny_model, write_files, write_model
 from vistazo_server.errors import ModelNotFoundError
 from vistazo_server.repository import served_model
-from vistazo_server.repository.folder import RepositoryFolder
+from vistazo_server.repository.folder import RepositoryFolder, Seen
 from vistazo_server.repository.model_repository import ModelRepository
 from vistazo_server.repository.poller import RepositoryPoller
 from vistazo_server.repository.versions import VersionPolicy
@@ -228,8 +228,9 @@ async def test_a_repository_that_goes_while_a_version_loads_leaves_the_old_one(r
 
 async def test_a_model_that_cannot_be_read_goes_on_serving_and_is_said_once(root, polled, monkeypatch):
     await polled.look(2)
-    scan = RepositoryFolder.scan
-    monkeypatch.setattr(RepositoryFolder, "scan", lambda folder: scan(folder) | {"tiny": None})
+    look = RepositoryFolder.look
+    unreadable = Seen({"tiny": None}, ())
+    monkeypatch.setattr(RepositoryFolder, "look", lambda folder: look(folder) and unreadable)
     with capture_logs() as logs:
         assert await polled.look(4) == {"tiny/1": "ready"}
 

@@ -15,7 +15,7 @@ from support.serving import until
 from support.tiny import tiny_model, write_files, write_model
 from vistazo_server.errors import DrainingError, ModelControlError, ModelNotReadyError, StartupError
 from vistazo_server.repository import served_model
-from vistazo_server.repository.folder import RepositoryFolder
+from vistazo_server.repository.folder import RepositoryFolder, Seen
 from vistazo_server.repository.model_repository import ModelRepository
 from vistazo_server.repository.poller import RepositoryPoller
 
@@ -156,7 +156,7 @@ async def test_a_start_fails_only_when_no_lower_version_loads_either(root):
 
 
 async def test_a_model_whose_folder_cannot_be_read_is_a_reason_not_to_start(root, monkeypatch):
-    monkeypatch.setattr(RepositoryFolder, "scan", lambda folder: {"tiny": None})
+    monkeypatch.setattr(RepositoryFolder, "look", lambda folder: Seen({"tiny": None}, ()))
     with pytest.raises(StartupError, match=r"could be loaded: tiny: its folder cannot be read$"):
         async with repository_of(root, FakeModels()):
             pass

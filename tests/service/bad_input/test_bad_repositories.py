@@ -96,7 +96,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an empty version folder": (
         lambda folder: [path.unlink() for path in folder.iterdir()],
-        r"model\.onnx is missing; export the model again",
+        r"model\.onnx is missing: the folder is empty; export the model again, or copy its files there",
     ),
     "a manifest that is no JSON": (
         lambda folder: (folder / "manifest.json").write_text('{"format": 1,'),

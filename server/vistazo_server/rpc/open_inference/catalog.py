@@ -44,7 +44,7 @@ def encode_metadata(name: str, versions: Iterable[str], signature: Signature) ->
 
 
 def encode_config(
-    name: str, version: str, signature: Signature, *, max_batch_size: int, device: str
+    name: str, version: str, signature: Signature, *, max_batch_size: int, device: str, model_file: str
 ) -> pb.ModelConfigResponse:
     """Return what a config.pbtxt of this model would say.
 
@@ -55,7 +55,7 @@ def encode_config(
         name=name,
         platform=PLATFORM,
         backend=BACKEND,
-        default_model_filename="model.onnx",
+        default_model_filename=model_file,
         max_batch_size=max_batch_size if signature.is_batched else 0,
         version_policy=pb.ModelVersionPolicy(
             specific=pb.ModelVersionPolicy.Specific(versions=[int(version)])

@@ -109,6 +109,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 classifier.predictor.signature,
                 max_batch_size=entry.max_batch_size,
                 device=entry.device,
+                model_file=classifier.spec.model_file,
             )
 
     async def ModelStatistics(  # noqa: N802, D102
