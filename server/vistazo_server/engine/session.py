@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 import onnxruntime as ort
 
+from vistazo_server.engine.onnx_file import missing_weights
 from vistazo_server.errors import ModelLoadError, StartupError, one_line
 
 Device = Literal["cpu", "cuda"]
@@ -83,6 +84,11 @@ def create_session(
             disabled_optimizers=["NchwcTransformer"] if skip_layout_pass else None,
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
+        if missing := missing_weights(path):
+            files = one_line(", ".join(missing), characters=200)
+            raise ModelLoadError(
+                f"{path} has weights in files of their own, which are missing beside it: {files}; copy them"
+            ) from error
         message = one_line(error, characters=300)
         raise ModelLoadError(f"{path} is not a model that ONNX Runtime can run: {message}") from error
 
