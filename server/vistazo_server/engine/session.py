@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 import onnxruntime as ort
 
+from vistazo_server.artifact.model_formats import listed
 from vistazo_server.engine.onnx_file import missing_weights
 from vistazo_server.errors import ModelLoadError, StartupError, one_line
 
@@ -85,9 +86,9 @@ def create_session(
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if missing := missing_weights(path):
-            files = one_line(", ".join(missing), characters=200)
             raise ModelLoadError(
-                f"{path} has weights in files of their own, which are missing beside it: {files}; copy them"
+                f"{path} has weights in files of their own, which are missing beside it: {listed(missing)}; "
+                "copy them there"
             ) from error
         message = one_line(error, characters=300)
         raise ModelLoadError(f"{path} is not a model that ONNX Runtime can run: {message}") from error
