@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 from vistazo_export.errors import ExportError
+from vistazo_export.progress import Progress
 
 PUBLISHED = re.compile(r"\w+_Weights\.\w+")
 """Names of torchvision's published weights."""
@@ -327,7 +328,8 @@ def verify_command(
     from vistazo_export.verify import verify_model, versions_to_verify  # noqa: PLC0415
 
     try:
-        versions = versions_to_verify(repository, models)
+        warn = Progress(warning=lambda text: click.echo(f"Warning: {text}", err=True))
+        versions = versions_to_verify(repository, models, warn)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     report = Report()

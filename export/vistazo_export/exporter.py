@@ -150,14 +150,17 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
             raise RepositoryError(
                 f"cannot write to {request.repository}: {error.strerror or error}"
             ) from error
-        same_graph = newest is not None and newest.manifest.model_sha256 == manifest.model_sha256
-        planned = plan(network.recipe)
-        planned.output.kind = manifest.output.kind
-        if newest and same_graph and describes(newest.manifest, planned):
-            return unchanged(newest)
         progress.stage("publishing")
-        version = repo.publish(staged, request.repository)
-    return ExportedModel(manifest, version, time.monotonic() - started, published=True)
+        with repo.publishing(request.repository):
+            # Another export of the same may have ended since this one began.
+            newest = newest_version(request.repository, name)
+            same_graph = newest is not None and newest.manifest.model_sha256 == manifest.model_sha256
+            planned = plan(network.recipe)
+            planned.output.kind = manifest.output.kind
+            if newest is None or not (same_graph and describes(newest.manifest, planned)):
+                version = repo.publish(staged, request.repository)
+                return ExportedModel(manifest, version, time.monotonic() - started, published=True)
+        return unchanged(newest)
 
 
 def _recipe(request: ExportRequest, labels: tuple[str, ...] | None) -> zoo.Recipe:

@@ -81,7 +81,6 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
         listed = ", ".join(map(str, interface.aside))
         progress.warning(f"{request.name}: left aside, since only tensors can be served: {listed}")
     labels = found if found and not request.labels else _labels(request.labels, progress)
-    newest = newest_version(request.repository, request.name)
     with repo.staging(request.repository, request.name) as staged:
         progress.stage("copying")
         try:
@@ -92,17 +91,20 @@ def import_model(request: ImportRequest, progress: Progress = SILENT) -> Exporte
         check_model(staged.version / repo.MODEL_FILE)
         progress.stage("running")
         _run(request, interface, staged.version / repo.MODEL_FILE, labels, manifest, progress)
-        if newest and newest.manifest == manifest and not request.force:
-            repo.repair_config(request.repository, request.name, triton_config(manifest))
-            return ExportedModel(manifest, newest.version, time.monotonic() - started, published=False)
         progress.stage("publishing")
         try:
             write_manifest(staged.version / repo.MANIFEST_FILE, manifest)
             (staged.folder / repo.CONFIG_FILE).write_text(triton_config(manifest), encoding="utf-8")
         except OSError as error:
             raise _cannot_write(request.repository, error) from error
-        number = repo.publish(staged, request.repository)
-    return ExportedModel(manifest, number, time.monotonic() - started, published=True)
+        with repo.publishing(request.repository):
+            # Another import of the same may have ended since this one began.
+            newest = newest_version(request.repository, request.name)
+            if not newest or newest.manifest != manifest or request.force:
+                number = repo.publish(staged, request.repository)
+                return ExportedModel(manifest, number, time.monotonic() - started, published=True)
+        repo.repair_config(request.repository, request.name, triton_config(manifest))
+        return ExportedModel(manifest, newest.version, time.monotonic() - started, published=False)
 
 
 def _with_folder(request: ImportRequest) -> tuple[ImportRequest, tuple[str, ...]]:

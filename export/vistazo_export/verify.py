@@ -57,20 +57,51 @@ class Verification:
             self.problems.append(str(error))
 
 
-def versions_to_verify(repository: Path, names: Sequence[str]) -> list[tuple[str, int]]:
+def versions_to_verify(
+    repository: Path, names: Sequence[str], progress: Progress = SILENT
+) -> list[tuple[str, int]]:
     """Return name and version of everything in the repository, or of the models in `names`.
 
-    Raises RepositoryError where a model is not there, has no version, or the repository is empty.
+    Folders that are no models are warned of, and the others verified. Raises RepositoryError where a model
+    of `names` is not there or has no version, and where nothing has any.
     """
-    found = []
+    found: list[tuple[str, int]] = []
+    strays = []
     for name in names or repo.model_names(repository):
-        versions = repo.model_versions(repository / name)
+        try:
+            versions, misnamed = _versions(repository / name)
+        except RepositoryError as error:
+            if names:
+                raise
+            strays.append(str(error))
+            continue
         if not versions:
-            raise RepositoryError(f"no model {name} in {repository}: it has no folder with a version number")
+            stray = f"no model {name} in {repository}: it has no folder with a version number"
+            stray += f", and {', '.join(misnamed[:3])} is none" if misnamed else ""
+            if names:
+                raise RepositoryError(stray)
+            strays.append(stray)
+        elif misnamed:
+            strays.append(f"{repository / name}: {', '.join(misnamed[:3])} is no version, such as 1")
         found += [(name, version) for version in versions]
     if not found:
-        raise RepositoryError(f"no models in {repository}")
+        if repo.model_versions(repository):
+            above = repository.absolute()
+            raise RepositoryError(
+                f"{repository} is one model itself: say vistazo verify {above.parent} {above.name}"
+            )
+        raise RepositoryError("; ".join(strays[:3]) or f"no models in {repository}")
+    for stray in strays:
+        progress.warning(stray)
     return found
+
+
+def _versions(model: Path) -> tuple[list[int], list[str]]:
+    """Return the versions of a model, and what may be meant as one."""
+    try:
+        return repo.model_versions(model), repo.misnamed_versions(model)
+    except OSError as error:
+        raise RepositoryError(f"{model} cannot be read: {error.strerror or error}") from error
 
 
 def verify_model(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,11 +22,12 @@ from google.protobuf import json_format
 from PIL import Image
 from safetensors.torch import save_file
 
-from vistazo_export.errors import ParityError
+from vistazo_export.errors import ParityError, RepositoryError
 from vistazo_export.exporter import ExportRequest, export_model
 from vistazo_export.networks import digits, zoo
 from vistazo_export.networks.lenet import LeNet
 from vistazo_export.networks.preset import to_pixels
+from vistazo_export.progress import Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_proto.manifest_pb2 import ModelManifest, Output, Preprocessing
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
@@ -240,6 +242,59 @@ def test_an_export_that_is_still_running_keeps_its_staging_folder(tmp_path: Path
         assert first.folder.is_dir()
         assert second.folder.is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_exports_of_the_same_at_once_publish_one_version(tmp_path: Path):
+    request = ExportRequest("lenet", tmp_path, max_batch_size=2)
+    others = []
+
+    def stage(text: str) -> None:
+        # The other begins and ends while this one compares, long after it looked at what is there.
+        if text == "comparing":
+            others.append(export_model(request))
+
+    this = export_model(request, Progress(stage=stage))
+
+    (other,) = others
+    assert (other.version, other.published) == (1, True)
+    assert (this.version, this.published) == (1, False)
+    assert everything_in(tmp_path).keys() == {
+        "lenet/config.pbtxt",
+        "lenet/1/model.onnx",
+        "lenet/1/manifest.json",
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to be two users")
+def test_what_another_users_export_left_is_in_nobodys_way():
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(folder)
+        shared.chmod(0o1777)
+        left = shared / f"{repo.STAGING_PREFIX}of-root"
+        left.mkdir(mode=0o700)
+        os.seteuid(65534)
+        try:
+            with repo.staging(shared, "mine") as staged:
+                (staged.version / repo.MODEL_FILE).write_bytes(b"model")
+                (staged.folder / repo.CONFIG_FILE).write_text("config")
+                assert repo.publish(staged, shared) == 1
+        finally:
+            os.seteuid(0)
+
+        assert left.is_dir()
+        assert repo.model_versions(shared / "mine") == [1]
+
+
+def test_no_version_is_published_above_the_largest_that_servers_have(tmp_path: Path):
+    (tmp_path / "full" / str(repo.MOST_VERSION)).mkdir(parents=True)
+    (tmp_path / "full" / str(repo.MOST_VERSION + 1)).mkdir()
+    with (
+        repo.staging(tmp_path, "full") as staged,
+        pytest.raises(RepositoryError, match="no version is higher"),
+    ):
+        repo.publish(staged, tmp_path)
+
+    assert repo.model_versions(tmp_path / "full") == [repo.MOST_VERSION]
 
 
 def test_two_exports_of_one_name_become_two_versions(tmp_path: Path):

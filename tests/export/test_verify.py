@@ -172,6 +172,47 @@ def test_a_model_that_is_not_there_and_an_empty_repository_are_told(
     assert vistazo("verify", tmp_path / "gone").exit_code == 2
 
 
+def test_a_stray_folder_is_warned_of_and_the_others_are_verified(
+    repository: Path, vistazo: Callable[..., Result]
+):
+    (repository / "notes").mkdir()
+    (repository / "padded/01").mkdir(parents=True)
+    (repository / "lenet/v2").mkdir()
+    (repository / "lost+found").mkdir()
+
+    done = vistazo("verify", repository)
+
+    assert done.exit_code == 0
+    assert "passed" in done.stdout
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
+    assert warnings == [
+        f"Warning: {repository}/lenet: v2 is no version, such as 1",
+        f"Warning: no model notes in {repository}: it has no folder with a version number",
+        f"Warning: no model padded in {repository}: it has no folder with a version number, and 01 is none",
+    ]
+
+
+def test_a_path_to_one_model_says_what_to_verify(repository: Path, vistazo: Callable[..., Result]):
+    done = vistazo("verify", repository / "lenet")
+
+    assert done.exit_code == 1
+    assert (
+        done.stderr
+        == f"Error: {repository}/lenet is one model itself: say vistazo verify {repository} lenet\n"
+    )
+
+
+def test_a_repository_of_strays_alone_is_no_success(tmp_path: Path, vistazo: Callable[..., Result]):
+    (tmp_path / "padded/01").mkdir(parents=True)
+
+    done = vistazo("verify", tmp_path)
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith(
+        f"Error: no model padded in {tmp_path}: it has no folder with a version number"
+    )
+
+
 @pytest.mark.parametrize(
     ("recorded", "expected"),
     [({}, "true"), ({"transform_input": "false"}, "false"), ({"transform_input": "true"}, "true")],

@@ -8,6 +8,7 @@ sees a whole version or none, whatever kills the writer.
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,20 @@ MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.pbtxt"
 STAGING_PREFIX = ".staging-"
+
+MOST_VERSION = (1 << 63) - 1
+"""Servers have versions as int64."""
+
+# Folders that a system makes.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        "lost+found", "@eaDir", "@Recycle", "#recycle", "__MACOSX", "__pycache__", "$RECYCLE.BIN",
+        "System Volume Information",
+    }
+)  # fmt: skip
+
+# A name that somebody may have meant as a version.
+_VERSION_LIKE = re.compile(r"[vV]?[-+]?\d+(\.\d+)*|latest", re.ASCII)
 
 # The server may be another user; mkdtemp gives 0700.
 FOLDER_MODE = 0o755
@@ -46,19 +61,52 @@ def model_versions(model: Path) -> list[int]:
     """Return the version numbers in a model's folder, ascending."""
     if not model.is_dir():
         return []
-    return sorted(
-        int(entry.name)
-        for entry in model.iterdir()
-        # isdecimal also takes other scripts' digits; a leading zero would name another folder.
-        if entry.name.isascii() and entry.name.isdecimal() and entry.name[0] != "0" and entry.is_dir()
-    )
+    return sorted(int(entry.name) for entry in model.iterdir() if is_version(entry.name) and entry.is_dir())
+
+
+def is_version(name: str) -> bool:
+    """Return whether a folder of this name is a version: a decimal number from 1 to MOST_VERSION."""
+    # isdecimal also takes other scripts' digits; a leading zero would name another folder.
+    is_number = name.isascii() and name.isdecimal() and name[0] != "0"
+    return is_number and len(name) <= len(str(MOST_VERSION)) and int(name) <= MOST_VERSION
 
 
 def model_names(repository: Path) -> list[str]:
-    """Return the names of the models in a repository, sorted; hidden folders are none."""
+    """Return the names of the folders of models in a repository, sorted.
+
+    Hidden folders and a system's own are none.
+    """
     return sorted(
-        entry.name for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        entry.name
+        for entry in repository.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in _SYSTEM_FOLDERS
     )
+
+
+def misnamed_versions(model: Path) -> list[str]:
+    """Return the names in a model's folder that may be meant as versions and are none, sorted."""
+    if not model.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in model.iterdir()
+        if _VERSION_LIKE.fullmatch(entry.name) and not (is_version(entry.name) and entry.is_dir())
+    )
+
+
+@contextmanager
+def publishing(repository: Path) -> Iterator[None]:
+    """Let nobody else publish meanwhile, so that what is looked up stays true until it is acted on.
+
+    Not around `staging`, which would wait for itself. Raises RepositoryError where the folder cannot be
+    locked.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(repository))
+        except OSError as error:
+            raise RepositoryError(f"cannot lock {repository}: {error.strerror or error}") from error
+        yield
 
 
 @contextmanager
@@ -97,6 +145,8 @@ def publish(staged: StagedModel, repository: Path) -> int:
             return 1
         while True:
             version = max(model_versions(target), default=0) + 1
+            if version > MOST_VERSION:
+                raise RepositoryError(f"cannot publish {target}: no version is higher than {MOST_VERSION}")
             # Another export may take the number first; then the next one is ours.
             if _rename_into_place(staged.version, target / str(version)):
                 break
@@ -135,7 +185,8 @@ def _clear_abandoned(repository: Path) -> None:
         try:
             with _locked(folder, wait=False):
                 shutil.rmtree(folder, ignore_errors=True)
-        except (BlockingIOError, FileNotFoundError):
+        except OSError:
+            # In use, gone, or of another user, who alone may look into it: it is in nobody's way.
             continue
 
 
