@@ -14,7 +14,9 @@ from google.protobuf import json_format
 from onnx import TensorProto, helper, numpy_helper
 
 from support.foreign import CLASSES, SIDE, classifier, model_of, with_node
+from vistazo_export.importer import ImportRequest, import_model
 from vistazo_export.networks import zoo
+from vistazo_export.progress import Progress
 from vistazo_proto.manifest_pb2 import ModelManifest, Output, Preprocessing
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
@@ -90,6 +92,25 @@ def test_the_file_is_copied_byte_for_byte_and_described(import_graph: Import, mo
     assert manifest.max_batch_size == 32
     assert manifest.made_with["producer"] == "elsewhere 3.1"
     assert not manifest.HasField("parity")
+
+
+def test_two_imports_of_the_same_at_once_publish_one_version(tmp_path: Path, models: Path):
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(classifier().SerializeToString())
+    request = ImportRequest(path, "foreign", models, preprocess="none")
+    others = []
+
+    def stage(text: str) -> None:
+        # The other begins and ends while this one runs.
+        if text == "running":
+            others.append(import_model(request))
+
+    this = import_model(request, Progress(stage=stage))
+
+    (other,) = others
+    assert (other.version, other.published) == (1, True)
+    assert (this.version, this.published) == (1, False)
+    assert not (models / "foreign/2").exists()
 
 
 def test_triton_is_left_to_read_the_graph_itself(import_graph: Import, models: Path):

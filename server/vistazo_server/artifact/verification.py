@@ -39,14 +39,15 @@ _MOST_BATCH_SIZE: Final = 1024
 _MOST_LABEL_FILES: Final = 16
 
 
-def verified_spec(folder: Path, name: str) -> ModelSpec:
+def verified_spec(folder: Path, name: str, *, needs_manifest: bool = False) -> ModelSpec:
     """Return the manifest of a version's folder once its files proved to be those that it describes.
 
     Without a manifest.json: what is known without one, and what a config.pbtxt beside the versions says of
-    file, batch and labels. `name` is the model's. Raises ModelLoadError.
+    file, batch and labels. `name` is the model's. `needs_manifest`: it had one when it was looked at, so what
+    has none now is being changed. Raises ModelLoadError.
     """
     manifest = folder / MANIFEST_FILE
-    if not os.path.lexists(manifest):
+    if not needs_manifest and not os.path.lexists(manifest):
         return _spec_without_manifest(folder, name)
     spec = read_manifest(manifest, name=name)
     _check(folder / MODEL_FILE, spec.model_sha256)

@@ -1,6 +1,7 @@
 """Rollout: opens and ends instances of model versions; what all models of a repository share in this."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -17,7 +18,7 @@ from vistazo_server.engine import memory
 from vistazo_server.inference.classifier import Classifier
 from vistazo_server.repository.catalog import CatalogEntry, ModelState
 from vistazo_server.repository.disk import beside_the_loop
-from vistazo_server.repository.folder import Fingerprint, RepositoryFolder
+from vistazo_server.repository.folder import Fingerprint, RepositoryFolder, has_manifest
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +118,9 @@ class Rollout:
         """
         started = time.perf_counter()
         folder = self._folder.version(entry.name, entry.version)
-        spec = entry.spec = await beside_the_loop(verified_spec, folder, entry.name)
+        spec = entry.spec = await beside_the_loop(
+            functools.partial(verified_spec, folder, entry.name, needs_manifest=has_manifest(fingerprint))
+        )
         if before is not None and before.spec == spec:
             return None
         async with self._loading, AsyncExitStack() as stack:

@@ -188,6 +188,18 @@ async def test_versions_without_manifests_follow_one_another_as_ever(root):
     assert held_back(logs) == []
 
 
+async def test_a_manifest_that_goes_between_the_look_and_the_load_is_not_done_without(root):
+    async with polled_of(root) as polled:
+        write_model(root, version=2, model=tiny_model(divisor=20))
+        found = RepositoryFolder(root).scan_model("tiny")
+        (root / "tiny/2/manifest.json").unlink()
+        await polled.repository.follow("tiny", found)
+
+        assert answering(polled.repository) == "1"
+        reason = polled.repository.entry("tiny", "2").reason
+    assert reason.endswith("manifest.json is missing")
+
+
 async def test_an_image_model_takes_the_place_of_one_of_tensors(root):
     (root / "tiny/1/manifest.json").unlink()
     async with polled_of(root) as polled:
