@@ -186,7 +186,7 @@ def _check_imported(result: Verification, model: Path, manifest: ModelManifest, 
     interface = read_interface(model)
     _check_opset(result, interface.opset, manifest)
     progress.stage("running")
-    check_imported(model, interface, manifest)
+    check_imported(model, interface, manifest, progress.about(result.name))
 
 
 def _check_file(model: Path, manifest: ModelManifest) -> None:

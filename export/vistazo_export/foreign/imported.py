@@ -22,6 +22,7 @@ from vistazo_export.foreign.interface import FLOATS, OnnxInterface, TensorInfo
 from vistazo_export.foreign.scores import KINDS, ScoresOptions, scores_output
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.preset import input_spec, prepared
+from vistazo_export.progress import SILENT, Progress
 from vistazo_onnx.batch_mates import mixing_operator
 from vistazo_proto.manifest_pb2 import ModelManifest, Output
 
@@ -185,9 +186,12 @@ def check_external_files(folder: Path, manifest: ModelManifest) -> None:
             raise RepositoryError(f"{file.path} is not the file of weights that was imported")
 
 
-def check_imported(model: Path, interface: OnnxInterface, manifest: ModelManifest) -> None:
+def check_imported(
+    model: Path, interface: OnnxInterface, manifest: ModelManifest, progress: Progress = SILENT
+) -> None:
     """Check that the imported graph at `model` is and does what its manifest says.
 
+    Scores that do not look like what it says are a warning, as its user may have said it.
     Raises GraphError, ParityError, RepositoryError or UndecidedError.
     """
     _check_input(interface, manifest)
@@ -207,7 +211,7 @@ def check_imported(model: Path, interface: OnnxInterface, manifest: ModelManifes
     if not kind:
         raise RepositoryError(f"the manifest's output.kind is {record.kind}, not one of {', '.join(KINDS)}")
     options = ScoresOptions(record.tensor, kind, tuple(manifest.labels))
-    found = scores_output(interface, answers, options)
+    found = scores_output(interface, answers, options, Progress(warning=progress.warning))
     if found != record:
         raise RepositoryError(f"the manifest's output is {_in_words(record)}, the graph's {_in_words(found)}")
 

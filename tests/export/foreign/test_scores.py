@@ -132,6 +132,13 @@ PROBABILITIES = {
     "softmax of 300 classes in 8 bits": ended(
         node("Softmax", ["logits"], ["s"]), *rounded("s", "scores", "coarse"), classes=300, scale=1e-4
     ),
+    "softmax rounded by arithmetic": ended(
+        node("Softmax", ["logits"], ["s"]),
+        node("Mul", ["s", "steps"], ["m"]),
+        node("Round", ["m"], ["r"]),
+        node("Div", ["r", "steps"], ["scores"]),
+        steps=np.float32(60),
+    ),
     "softmax before the last reshape, in float16": ended(
         node("Softmax", ["logits"], ["s"]),
         node("Cast", ["s"], ["h"], to=TensorProto.FLOAT16),
@@ -320,12 +327,14 @@ def test_what_the_scores_cannot_be_is_refused(
     ],
 )
 def test_what_would_be_applied_twice_is_done_with_a_warning(
-    import_graph: Import, ending: str, kind: str, again: str
+    import_graph: Import, models: Path, vistazo: Callable[..., Result], ending: str, kind: str, again: str
 ):
     done = import_graph(ended(node(ending, ["logits"], ["scores"])), "--output-kind", kind)
+    verified = vistazo("verify", models)
 
-    assert done.exit_code == 0
-    assert f"looks like probabilities already, and as {kind} gets {again} on top" in done.stderr
+    assert (done.exit_code, verified.exit_code) == (0, 0)
+    for result in (done, verified):
+        assert f"looks like probabilities already, and as {kind} gets {again} on top" in result.stderr
 
 
 def test_a_probability_that_nothing_holds_to_its_range_is_taken_with_a_warning(import_graph: Import):
