@@ -28,7 +28,11 @@ ImageInput: TypeAlias = Union[
 MESSAGE_OVERHEAD_BYTES = 4096
 
 EXPECTED_IMAGE = "a path, the bytes of an image file, a PIL image or a numpy array"
-EXPECTED_ARRAY = "a uint8 array of shape (height, width), (height, width, 1) or (height, width, 3)"
+EXPECTED_ARRAY = "a uint8 array of shape (height, width), or (height, width, channels) with 1 to 4 channels"
+
+# A longer text than any path is an image that somebody encoded.
+_LONGEST_PATH = 4096
+_LONGEST_NAME = 200
 
 
 def is_one_image(value: object) -> TypeGuard[ImageInput]:
@@ -41,8 +45,11 @@ def is_one_image(value: object) -> TypeGuard[ImageInput]:
 
 def image_name(value: object) -> str:
     """Return what messages call this image: its path, or nothing."""
+    if not isinstance(value, str | os.PathLike):
+        return ""
     # Paths may hold what cannot be printed, such as bytes that are no UTF-8.
-    return printable_path(os.fspath(value)) if isinstance(value, str | os.PathLike) else ""
+    name = printable_path(os.fspath(value))
+    return name if len(name) <= _LONGEST_PATH else f"{name[:_LONGEST_NAME]}…"
 
 
 def printable_path(path: str | bytes) -> str:
@@ -71,6 +78,8 @@ def encode_image(value: object, *, max_bytes: int) -> pb.Image:
 def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """Return the content of the file at `path`; reads no more than can be sent."""
     name = image_name(path)
+    if isinstance(path, str):
+        _check_is_path(path)
     try:
         with Path(path).open("rb") as file:
             content = file.read(max_bytes + 1)
@@ -87,6 +96,26 @@ def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     return content
 
 
+def _check_is_path(text: str) -> None:
+    """Raise InvalidImageError for a text that is no path, but the image itself or where to fetch it."""
+    begin = text[: _LONGEST_NAME // 4]
+    shown = one_line(begin) + ("…" if len(text) > len(begin) else "")
+    if text[:5].lower() == "data:":
+        raise InvalidImageError(
+            f"expected {EXPECTED_IMAGE}, got a data URL ({shown}); pass the bytes that are behind its comma, "
+            "decoded from base64"
+        )
+    if text.lower().startswith(("http://", "https://")):
+        raise InvalidImageError(
+            f"expected {EXPECTED_IMAGE}, got a URL ({shown}); fetch it, and pass the bytes that come"
+        )
+    if len(text) > _LONGEST_PATH:
+        raise InvalidImageError(
+            f"expected {EXPECTED_IMAGE}, got a text of {len(text)} characters ({shown}); if it is base64, "
+            "decode it and pass the bytes"
+        )
+
+
 def _check_size(size: int, max_bytes: int, name: str) -> None:
     if size > max_bytes:
         prefix = f"{name}: " if name else ""
@@ -98,7 +127,8 @@ def _check_size(size: int, max_bytes: int, name: str) -> None:
 
 def _encode_array(pixels: "NDArray[Any]") -> pb.Image:
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1] if pixels.ndim == 3 else 0
-    if pixels.dtype != "uint8" or channels not in {1, 3} or pixels.size == 0:
+    # With alpha, 2 or 4 channels: the server lays them on the background that the model's manifest names.
+    if pixels.dtype != "uint8" or channels not in {1, 2, 3, 4} or pixels.size == 0:
         hint = "; for several images pass a list of arrays" if pixels.ndim == 4 else ""
         raise InvalidImageError(f"expected {EXPECTED_ARRAY}, got {pixels.dtype} {pixels.shape}{hint}")
     height, width = pixels.shape[:2]
@@ -121,30 +151,63 @@ def _is_pil(value: object) -> TypeGuard["PIL.Image.Image"]:
 
 
 def _pil_pixels(image: "PIL.Image.Image") -> "NDArray[np.uint8]":
-    """Return the image's pixels as they stand in memory: grey stays grey, all else becomes RGB.
+    """Return the image's pixels as they stand in memory: grey, grey and alpha, RGB, or RGB and alpha.
 
-    No EXIF orientation is applied, and transparency is dropped.
+    No EXIF orientation is applied. Transparency of any kind becomes alpha that is not premultiplied.
     """
     import numpy as np  # noqa: PLC0415  only here, see ImageInput
 
     try:
-        if image.mode in {"1", "L"}:
-            return np.asarray(image.convert("L"))
-        if image.mode.startswith("I;16"):
-            # The upper 8 of 16 bits, as the server takes them from a file.
-            return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         if image.mode in {"I", "F"}:
             raise InvalidImageError(
                 f"expected a PIL image of 8 or 16 bits per channel, got mode {image.mode}, "
                 "whose range is not known; scale it to 0–255 and convert it to mode L"
             )
-        if image.mode in {"P", "PA"}:
-            # Straight to RGB, Pillow warns of palettes with transparency.
-            image = image.convert("RGBA")
-        return np.asarray(image.convert("RGB"))
+        if image.mode in {"La", "RGBa"}:
+            return _not_premultiplied(np.asarray(image))
+        if image.mode in {"LA", "RGBA"}:
+            return np.asarray(image)
+        transparent = image.info.get("transparency")
+        if image.mode == "PA" or (image.mode == "P" and transparent is not None):
+            return np.asarray(image.convert("RGBA"))
+        stored = np.asarray(image)
+        if image.mode.startswith("I;16"):
+            # The upper 8 of 16 bits, as the server takes them from a file.
+            pixels = (stored.astype(np.uint16) >> 8).astype(np.uint8)
+        else:
+            pixels = np.asarray(image.convert("L" if image.mode in {"1", "L"} else "RGB"))
+        if transparent is None or image.mode not in {"1", "L", "RGB", "I;16"}:
+            return pixels
+        return _with_transparent_colour(pixels, stored, transparent)
     # Pillow opens files lazily: a broken one fails here, with any of these.
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise InvalidImageError(f"the PIL image cannot be decoded: {one_line(str(error))}") from error
+
+
+def _not_premultiplied(pixels: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+    """Return the pixels with their colours divided by their alpha, rounded."""
+    import numpy as np  # noqa: PLC0415  only here, see ImageInput
+
+    alpha = pixels[..., -1:].astype(np.uint32)
+    colours = (255 * pixels[..., :-1].astype(np.uint32) + alpha // 2) // np.maximum(alpha, 1)
+    return np.concatenate([colours.clip(max=255).astype(np.uint8), pixels[..., -1:]], axis=-1)
+
+
+def _with_transparent_colour(
+    pixels: "NDArray[np.uint8]", stored: "NDArray[Any]", colour: int | tuple[int, ...]
+) -> "NDArray[np.uint8]":
+    """Return the pixels with an alpha that is 0 where they are stored as `colour`, which a PNG names."""
+    import numpy as np  # noqa: PLC0415  only here, see ImageInput
+
+    values = np.atleast_1d(np.asarray(colour))
+    if stored.dtype == np.bool_:
+        values = values != 0
+    elif stored.dtype == np.uint8 and values.max() > 255:
+        # Of a file with 16-bit channels: Pillow keeps the upper 8 bits of the pixels, and all of the colour.
+        values = values >> 8
+    is_colour = (stored.reshape(*stored.shape[:2], -1) == values).all(axis=-1)
+    alpha = np.where(is_colour, 0, 255).astype(np.uint8)
+    return np.dstack([pixels, alpha])
 
 
 def _type_name(value: object) -> str:

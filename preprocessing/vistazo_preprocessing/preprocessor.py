@@ -6,7 +6,8 @@ rounding, then the same centre crop. Where an image says more
 than torchvision's usual `Image.open(f).convert("RGB")` looks at, this is what happens:
 
 - EXIF orientation is applied: the image is classified upright, as a viewer shows it.
-- Transparency is dropped: the colour below it counts, as `convert("RGB")` has it.
+- Transparency of every kind is laid on a background, white unless the spec names another, as a viewer
+  shows it; `convert("RGB")` would show the colour that happens to be below it, often black.
 - 16-bit grey is scaled to 8 bits; `convert` would clip nearly all of it to white.
 - Animations are refused.
 """
@@ -21,6 +22,7 @@ from PIL import Image
 
 from vistazo_preprocessing.errors import ImageError
 from vistazo_preprocessing.geometry import centre_crop, ratio_size, shortest_edge_size
+from vistazo_preprocessing.picture import WHITE, Picture
 from vistazo_preprocessing.reading import reading
 from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
 
@@ -29,6 +31,14 @@ _MODE: Final = {1: "L", 3: "RGB"}
 # How a small image can become one of more pixels than the model takes.
 _GROWING: Final = (ResizeMode.SHORTEST_EDGE, ResizeMode.COVER)
 
+# A picture is turned and laid on its background in strips of about so many pixels, or each step would take as
+# much memory again as all of it.
+_STRIP_PIXELS: Final = 1 << 18
+# Of each pixel of a strip: as stored, turned, on its background, and what comes between.
+_STRIP_BYTES: Final = 24
+# Of a pixel in Pillow.
+_PIXEL_BYTES: Final = {1: 1, 3: 4}
+
 
 @dataclass(frozen=True, slots=True)
 class Large:
@@ -36,14 +46,18 @@ class Large:
 
     pixels: int
     """Of the image, or of what it is resized to, whichever has more."""
+    bytes: int
+    """Most memory that decoding and resizing it takes."""
 
 
 class Preprocessor:
     """Turns images into model input. Holds no state of a call: any thread may use it."""
 
-    def __init__(self, spec: PreprocessSpec, *, max_pixels: int) -> None:
+    def __init__(self, spec: PreprocessSpec, *, max_pixels: int, max_bytes: float = math.inf) -> None:
         self._spec = spec
         self._max_pixels = max_pixels
+        self._max_bytes = max_bytes
+        self._background = spec.background * 3 if len(spec.background) == 1 else spec.background or WHITE
         self.takes_pixels = spec.layout is Layout.NHWC and spec.dtype == "uint8" and not spec.bgr
         """Whether decoded pixels of the right size are the model's input as they are."""
         # (value / 255 * range - mean) / std, as one product and one sum a channel, in single precision.
@@ -86,26 +100,29 @@ class Preprocessor:
         """
         with reading(encoded) as image:
             pixels = self._checked_pixels(image.width, image.height)
+            memory = self._checked_memory(image.width, image.height, image.decode_bytes, image.mode)
             if pixels > at_most:
-                return Large(pixels)
+                return Large(pixels, memory)
             return self._fit(image.load(pixels=pixels))
 
     def fit(self, pixels: NDArray[np.uint8], at_most: float = math.inf) -> NDArray[np.uint8] | Large:
-        """Return decoded pixels, uint8 H×W×C with 1 or 3 channels, in the model's size.
+        """Return decoded pixels, uint8 H×W×C, in the model's size.
 
-        Pixels of exactly that size are returned as they are, not copied. Large when there would be more than
-        `at_most` to work on. Raises ImageError: more pixels than allowed.
+        C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha, not premultiplied). Pixels of exactly
+        the model's shape are returned as they are, not copied. Large when there would be more than `at_most`
+        to work on. Raises ImageError: more pixels than allowed.
         """
         if pixels.shape == self.shape:
             return pixels
         height, width, channels = pixels.shape
         count = self._checked_pixels(width, height)
+        memory = self._checked_memory(width, height, 4 * width * height, "")
         if count > at_most:
-            return Large(count)
-        return self._fit(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels))
+            return Large(count, memory)
+        return self._fit(Picture(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)))
 
     def _checked_pixels(self, width: int, height: int) -> int:
-        """Return how many pixels an image of this size has, itself or resized, whichever is more.
+        """Return how many pixels an image of this size has: itself, half resized or resized, the most.
 
         Raises ImageError when that is more than allowed.
         """
@@ -114,7 +131,28 @@ class Preprocessor:
         resized_width, resized_height = self._resized_size(width, height)
         if self._spec.resize_mode in _GROWING:
             self._check_pixels(resized_width, resized_height, after="after resizing, ")
-        return max(width * height, resized_width * resized_height)
+        # The width is resized before the height.
+        self._check_pixels(resized_width, height, after="half resized, ")
+        return max(width * height, resized_width * height, resized_width * resized_height)
+
+    def _checked_memory(self, width: int, height: int, decode_bytes: int, mode: str) -> int:
+        """Return the most memory that an image of this size takes, decoded and resized.
+
+        Raises ImageError when that is more than there is for all images.
+        """
+        resized_width, resized_height = self._resized_size(width, height)
+        pixels = resized_width * (height + resized_height)
+        if mode != _MODE[self._spec.channels]:
+            pixels += width * height
+        strip = max(width, height, _STRIP_PIXELS) * _STRIP_BYTES
+        memory = decode_bytes + pixels * _PIXEL_BYTES[self._spec.channels] + strip
+        if memory > self._max_bytes:
+            raise ImageError(
+                f"expected an image that takes at most {self._max_bytes / 2**20:.0f} MiB to decode, got "
+                f"{width}×{height} pixels that take {memory / 2**20:.0f} MiB; "
+                "the server's --decode-memory-mb can allow more"
+            )
+        return memory
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height that an image of this size has between resizing and cropping."""
@@ -135,25 +173,31 @@ class Preprocessor:
                 f"({width * height / 1e6:.1f} megapixels)"
             )
 
-    def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
+    def _fit(self, picture: Picture) -> NDArray[np.uint8]:
         spec = self._spec
-        image = _to_mode(image, _MODE[spec.channels])
-        size = self._resized_size(image.width, image.height)
-        # Pillow's bilinear and bicubic widen their support when they shrink: antialias is always on.
-        resized = image if image.size == size else image.resize(size, spec.interpolation)
+        resized = self._resized(picture, self._resized_size(*picture.size))
         cropped = centre_crop(
             resized, spec.width, spec.height, fill=spec.pad_color, down=spec.crop_rounds_down
         )
         # A copy: the array must outlive the image, and be writable for whoever batches in place.
         return np.array(cropped, dtype=np.uint8).reshape(self.shape)
 
+    def _resized(self, picture: Picture, size: tuple[int, int]) -> Image.Image:
+        image = self._shown(picture)
+        # Pillow's bilinear and bicubic widen their support when they shrink: antialias is always on.
+        return image if image.size == size else image.resize(size, self._spec.interpolation)
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        # 16-bit grey PNGs opened as I in older Pillow; 65535 is white there.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
-    return image.convert(mode)
+    def _shown(self, picture: Picture) -> Image.Image:
+        """Return the picture in the model's mode."""
+        mode = _MODE[self._spec.channels]
+        if picture.mode == mode:
+            return picture.image
+        width, height = picture.size
+        step = max(_STRIP_PIXELS // width, 1)
+        if step >= height:
+            return picture.rows(0, height, mode=mode, background=self._background)
+        shown = Image.new(mode, picture.size)
+        for top in range(0, height, step):
+            strip = picture.rows(top, min(top + step, height), mode=mode, background=self._background)
+            shown.paste(strip, (0, top))
+        return shown

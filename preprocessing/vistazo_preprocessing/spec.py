@@ -51,6 +51,8 @@ class PreprocessSpec:
     """What a white pixel is before `mean` and `std`: 1 or 255."""
     pad_color: tuple[int, ...] = ()
     """One for each channel, in RGB, 0 to 255: what pads a small image; empty is black."""
+    background: tuple[int, ...] = ()
+    """What transparency is laid on: red, green and blue, or one number of grey, 0 to 255; empty is white."""
     crop_rounds_down: bool = False
     """Whether half a pixel beside the crop is rounded down, as transformers does, or to the even side."""
 

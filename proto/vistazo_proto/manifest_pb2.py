@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvistazo_proto/manifest.proto\x12\x13vistazo.manifest.v1\"\x80\x05\n\rModelManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12)\n\x05input\x18\x04 \x01(\x0b\x32\x1a.vistazo.manifest.v1.Input\x12\x39\n\rpreprocessing\x18\x05 \x01(\x0b\x32\".vistazo.manifest.v1.Preprocessing\x12+\n\x06output\x18\x06 \x01(\x0b\x32\x1b.vistazo.manifest.v1.Output\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12-\n\x07weights\x18\x08 \x01(\x0b\x32\x1c.vistazo.manifest.v1.Weights\x12\x11\n\tprecision\x18\t \x01(\t\x12\r\n\x05opset\x18\n \x01(\r\x12\x16\n\x0emax_batch_size\x18\x0b \x01(\r\x12+\n\x06parity\x18\x0c \x01(\x0b\x32\x1b.vistazo.manifest.v1.Parity\x12\x14\n\x0cmodel_sha256\x18\r \x01(\t\x12\x13\n\x0bmodel_bytes\x18\x0e \x01(\x04\x12\x43\n\tmade_with\x18\x0f \x03(\x0b\x32\x30.vistazo.manifest.v1.ModelManifest.MadeWithEntry\x12\x39\n\x0e\x65xternal_files\x18\x10 \x03(\x0b\x32!.vistazo.manifest.v1.ExternalFile\x12\x17\n\none_by_one\x18\x11 \x01(\tH\x00\x88\x01\x01\x1a/\n\rMadeWithEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_one_by_one\"g\n\x05Input\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\"\x91\x04\n\rPreprocessing\x12\x42\n\x0bresize_mode\x18\x01 \x01(\x0e\x32-.vistazo.manifest.v1.Preprocessing.ResizeMode\x12\x13\n\x0bresize_size\x18\x02 \x01(\r\x12\x13\n\x0b\x63rop_height\x18\x03 \x01(\r\x12\x12\n\ncrop_width\x18\x04 \x01(\r\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x0c\n\x04mean\x18\x06 \x03(\x01\x12\x0b\n\x03std\x18\x07 \x03(\x01\x12\x15\n\rresize_height\x18\x08 \x01(\r\x12\x14\n\x0cresize_width\x18\t \x01(\r\x12\x15\n\rchannel_order\x18\n \x01(\t\x12\x13\n\x0bvalue_range\x18\x0b \x01(\r\x12\x11\n\tpad_color\x18\x0c \x03(\r\x12\x46\n\rcrop_rounding\x18\r \x01(\x0e\x32/.vistazo.manifest.v1.Preprocessing.CropRounding\"l\n\nResizeMode\x12\x1b\n\x17RESIZE_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSHORTEST_EDGE\x10\x01\x12\x0b\n\x07STRETCH\x10\x02\x12\t\n\x05\x43OVER\x10\x03\x12\x07\n\x03\x46IT\x10\x04\x12\r\n\tNO_RESIZE\x10\x05\"*\n\x0c\x43ropRounding\x12\x10\n\x0cHALF_TO_EVEN\x10\x00\x12\x08\n\x04\x44OWN\x10\x01\"\xcf\x01\n\x06Output\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .vistazo.manifest.v1.Output.Kind\x12\x0f\n\x07\x63lasses\x18\x03 \x01(\r\x12\x0e\n\x06\x62inary\x18\x04 \x01(\x08\"d\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\n\n\x06LOGITS\x10\x01\x12\x11\n\rPROBABILITIES\x10\x02\x12\x0f\n\x0bINDEPENDENT\x10\x03\x12\x16\n\x12INDEPENDENT_LOGITS\x10\x04\"\xe2\x02\n\x07Weights\x12\x33\n\x06source\x18\x01 \x01(\x0e\x32#.vistazo.manifest.v1.Weights.Source\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x16\n\x0estate_dict_key\x18\x05 \x01(\t\x12\x14\n\x0cignored_keys\x18\x06 \x03(\t\x12:\n\x07\x62uilder\x18\x07 \x03(\x0b\x32).vistazo.manifest.v1.Weights.BuilderEntry\x1a.\n\x0c\x42uilderEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0e\n\nPRETRAINED\x10\x01\x12\x0e\n\nCHECKPOINT\x10\x02\x12\r\n\tUNTRAINED\x10\x03\x12\x0c\n\x08IMPORTED\x10\x04\";\n\x0c\x45xternalFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x90\x01\n\x06Parity\x12\x13\n\x0b\x62\x61tch_sizes\x18\x01 \x03(\r\x12\x0e\n\x06images\x18\x02 \x01(\r\x12\x1a\n\x12max_abs_logit_diff\x18\x03 \x01(\x01\x12\x1a\n\x12max_rel_logit_diff\x18\x04 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x05 \x01(\x01\x12\x11\n\ttolerance\x18\x06 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvistazo_proto/manifest.proto\x12\x13vistazo.manifest.v1\"\x80\x05\n\rModelManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12)\n\x05input\x18\x04 \x01(\x0b\x32\x1a.vistazo.manifest.v1.Input\x12\x39\n\rpreprocessing\x18\x05 \x01(\x0b\x32\".vistazo.manifest.v1.Preprocessing\x12+\n\x06output\x18\x06 \x01(\x0b\x32\x1b.vistazo.manifest.v1.Output\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12-\n\x07weights\x18\x08 \x01(\x0b\x32\x1c.vistazo.manifest.v1.Weights\x12\x11\n\tprecision\x18\t \x01(\t\x12\r\n\x05opset\x18\n \x01(\r\x12\x16\n\x0emax_batch_size\x18\x0b \x01(\r\x12+\n\x06parity\x18\x0c \x01(\x0b\x32\x1b.vistazo.manifest.v1.Parity\x12\x14\n\x0cmodel_sha256\x18\r \x01(\t\x12\x13\n\x0bmodel_bytes\x18\x0e \x01(\x04\x12\x43\n\tmade_with\x18\x0f \x03(\x0b\x32\x30.vistazo.manifest.v1.ModelManifest.MadeWithEntry\x12\x39\n\x0e\x65xternal_files\x18\x10 \x03(\x0b\x32!.vistazo.manifest.v1.ExternalFile\x12\x17\n\none_by_one\x18\x11 \x01(\tH\x00\x88\x01\x01\x1a/\n\rMadeWithEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_one_by_one\"g\n\x05Input\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\"\xa5\x04\n\rPreprocessing\x12\x42\n\x0bresize_mode\x18\x01 \x01(\x0e\x32-.vistazo.manifest.v1.Preprocessing.ResizeMode\x12\x13\n\x0bresize_size\x18\x02 \x01(\r\x12\x13\n\x0b\x63rop_height\x18\x03 \x01(\r\x12\x12\n\ncrop_width\x18\x04 \x01(\r\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x0c\n\x04mean\x18\x06 \x03(\x01\x12\x0b\n\x03std\x18\x07 \x03(\x01\x12\x15\n\rresize_height\x18\x08 \x01(\r\x12\x14\n\x0cresize_width\x18\t \x01(\r\x12\x15\n\rchannel_order\x18\n \x01(\t\x12\x13\n\x0bvalue_range\x18\x0b \x01(\r\x12\x11\n\tpad_color\x18\x0c \x03(\r\x12\x46\n\rcrop_rounding\x18\r \x01(\x0e\x32/.vistazo.manifest.v1.Preprocessing.CropRounding\x12\x12\n\nbackground\x18\x0e \x03(\r\"l\n\nResizeMode\x12\x1b\n\x17RESIZE_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSHORTEST_EDGE\x10\x01\x12\x0b\n\x07STRETCH\x10\x02\x12\t\n\x05\x43OVER\x10\x03\x12\x07\n\x03\x46IT\x10\x04\x12\r\n\tNO_RESIZE\x10\x05\"*\n\x0c\x43ropRounding\x12\x10\n\x0cHALF_TO_EVEN\x10\x00\x12\x08\n\x04\x44OWN\x10\x01\"\xcf\x01\n\x06Output\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .vistazo.manifest.v1.Output.Kind\x12\x0f\n\x07\x63lasses\x18\x03 \x01(\r\x12\x0e\n\x06\x62inary\x18\x04 \x01(\x08\"d\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\n\n\x06LOGITS\x10\x01\x12\x11\n\rPROBABILITIES\x10\x02\x12\x0f\n\x0bINDEPENDENT\x10\x03\x12\x16\n\x12INDEPENDENT_LOGITS\x10\x04\"\xe2\x02\n\x07Weights\x12\x33\n\x06source\x18\x01 \x01(\x0e\x32#.vistazo.manifest.v1.Weights.Source\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x16\n\x0estate_dict_key\x18\x05 \x01(\t\x12\x14\n\x0cignored_keys\x18\x06 \x03(\t\x12:\n\x07\x62uilder\x18\x07 \x03(\x0b\x32).vistazo.manifest.v1.Weights.BuilderEntry\x1a.\n\x0c\x42uilderEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0e\n\nPRETRAINED\x10\x01\x12\x0e\n\nCHECKPOINT\x10\x02\x12\r\n\tUNTRAINED\x10\x03\x12\x0c\n\x08IMPORTED\x10\x04\";\n\x0c\x45xternalFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x90\x01\n\x06Parity\x12\x13\n\x0b\x62\x61tch_sizes\x18\x01 \x03(\r\x12\x0e\n\x06images\x18\x02 \x01(\r\x12\x1a\n\x12max_abs_logit_diff\x18\x03 \x01(\x01\x12\x1a\n\x12max_rel_logit_diff\x18\x04 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x05 \x01(\x01\x12\x11\n\ttolerance\x18\x06 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,23 +42,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INPUT']._serialized_start=696
   _globals['_INPUT']._serialized_end=799
   _globals['_PREPROCESSING']._serialized_start=802
-  _globals['_PREPROCESSING']._serialized_end=1331
-  _globals['_PREPROCESSING_RESIZEMODE']._serialized_start=1179
-  _globals['_PREPROCESSING_RESIZEMODE']._serialized_end=1287
-  _globals['_PREPROCESSING_CROPROUNDING']._serialized_start=1289
-  _globals['_PREPROCESSING_CROPROUNDING']._serialized_end=1331
-  _globals['_OUTPUT']._serialized_start=1334
-  _globals['_OUTPUT']._serialized_end=1541
-  _globals['_OUTPUT_KIND']._serialized_start=1441
-  _globals['_OUTPUT_KIND']._serialized_end=1541
-  _globals['_WEIGHTS']._serialized_start=1544
-  _globals['_WEIGHTS']._serialized_end=1898
-  _globals['_WEIGHTS_BUILDERENTRY']._serialized_start=1757
-  _globals['_WEIGHTS_BUILDERENTRY']._serialized_end=1803
-  _globals['_WEIGHTS_SOURCE']._serialized_start=1805
-  _globals['_WEIGHTS_SOURCE']._serialized_end=1898
-  _globals['_EXTERNALFILE']._serialized_start=1900
-  _globals['_EXTERNALFILE']._serialized_end=1959
-  _globals['_PARITY']._serialized_start=1962
-  _globals['_PARITY']._serialized_end=2106
+  _globals['_PREPROCESSING']._serialized_end=1351
+  _globals['_PREPROCESSING_RESIZEMODE']._serialized_start=1199
+  _globals['_PREPROCESSING_RESIZEMODE']._serialized_end=1307
+  _globals['_PREPROCESSING_CROPROUNDING']._serialized_start=1309
+  _globals['_PREPROCESSING_CROPROUNDING']._serialized_end=1351
+  _globals['_OUTPUT']._serialized_start=1354
+  _globals['_OUTPUT']._serialized_end=1561
+  _globals['_OUTPUT_KIND']._serialized_start=1461
+  _globals['_OUTPUT_KIND']._serialized_end=1561
+  _globals['_WEIGHTS']._serialized_start=1564
+  _globals['_WEIGHTS']._serialized_end=1918
+  _globals['_WEIGHTS_BUILDERENTRY']._serialized_start=1777
+  _globals['_WEIGHTS_BUILDERENTRY']._serialized_end=1823
+  _globals['_WEIGHTS_SOURCE']._serialized_start=1825
+  _globals['_WEIGHTS_SOURCE']._serialized_end=1918
+  _globals['_EXTERNALFILE']._serialized_start=1920
+  _globals['_EXTERNALFILE']._serialized_end=1979
+  _globals['_PARITY']._serialized_start=1982
+  _globals['_PARITY']._serialized_end=2126
 # @@protoc_insertion_point(module_scope)

@@ -69,7 +69,7 @@ class Input(_message.Message):
     def __init__(self, tensor: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class Preprocessing(_message.Message):
-    __slots__ = ("resize_mode", "resize_size", "crop_height", "crop_width", "interpolation", "mean", "std", "resize_height", "resize_width", "channel_order", "value_range", "pad_color", "crop_rounding")
+    __slots__ = ("resize_mode", "resize_size", "crop_height", "crop_width", "interpolation", "mean", "std", "resize_height", "resize_width", "channel_order", "value_range", "pad_color", "crop_rounding", "background")
     class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         RESIZE_MODE_UNSPECIFIED: _ClassVar[Preprocessing.ResizeMode]
@@ -103,6 +103,7 @@ class Preprocessing(_message.Message):
     VALUE_RANGE_FIELD_NUMBER: _ClassVar[int]
     PAD_COLOR_FIELD_NUMBER: _ClassVar[int]
     CROP_ROUNDING_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     resize_mode: Preprocessing.ResizeMode
     resize_size: int
     crop_height: int
@@ -116,7 +117,8 @@ class Preprocessing(_message.Message):
     value_range: int
     pad_color: _containers.RepeatedScalarFieldContainer[int]
     crop_rounding: Preprocessing.CropRounding
-    def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., crop_height: _Optional[int] = ..., crop_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize_height: _Optional[int] = ..., resize_width: _Optional[int] = ..., channel_order: _Optional[str] = ..., value_range: _Optional[int] = ..., pad_color: _Optional[_Iterable[int]] = ..., crop_rounding: _Optional[_Union[Preprocessing.CropRounding, str]] = ...) -> None: ...
+    background: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., crop_height: _Optional[int] = ..., crop_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize_height: _Optional[int] = ..., resize_width: _Optional[int] = ..., channel_order: _Optional[str] = ..., value_range: _Optional[int] = ..., pad_color: _Optional[_Iterable[int]] = ..., crop_rounding: _Optional[_Union[Preprocessing.CropRounding, str]] = ..., background: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("tensor", "kind", "classes", "binary")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import onnxruntime
 import structlog
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from vistazo_server.batching.device import DeviceScheduler
 from vistazo_server.engine.cpu import cpu_budget
 from vistazo_server.engine.engine import Engine
+from vistazo_server.engine.memory import memory_limit
 from vistazo_server.engine.session import choose_device
 from vistazo_server.errors import StartupError
 from vistazo_server.inference.preprocess_pool import PreprocessPool
@@ -30,6 +32,10 @@ from vistazo_server.telemetry.endpoint import metrics_endpoint
 from vistazo_server.telemetry.loop_watch import watch_loop
 from vistazo_server.telemetry.metrics import Metrics
 from vistazo_server.telemetry.tracing import Tracing
+
+# Of the memory that there is, one part in so many is for large images while they are decoded. The rest is for
+# models, and for the files of those that wait.
+DECODE_SHARE: Final = 3
 
 log = structlog.get_logger(__name__)
 
@@ -91,11 +97,11 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
         device = choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
         metrics.set_build_info(onnxruntime=onnxruntime.__version__, device=device)
         threads = settings.threads or max(cpu_budget() // settings.instances, 1)
+        decode_memory = settings.decode_memory_mb << 20 or memory_limit() // DECODE_SHARE
         pool = PreprocessPool(
             threads=settings.preprocess_threads or cpu_budget(),
             limit=settings.queue_limit,
-            # The largest that is allowed: who may send one may fill the memory that it takes.
-            pixels_at_once=int(settings.max_image_megapixels * 1e6),
+            memory=decode_memory,
         )
         stack.callback(pool.close)
         metrics.preprocess_pending.set_function(lambda: pool.pending)
@@ -107,7 +113,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             DeviceScheduler(instances=settings.instances, on_failure=status.broken)
         )
         loader = ModelLoader(
-            options_for=lambda name: _model_options(settings.for_model(name)),
+            options_for=lambda name: _model_options(settings.for_model(name), decode_memory),
             device=device,
             threads=threads,
             metrics=metrics,
@@ -158,6 +164,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
             metrics_port=metrics_port,
             device=device,
             threads=threads,
+            decode_memory_mb=decode_memory >> 20,
         )
 
         loading = asyncio.create_task(_load(settings, repository, status), name="load-models")
@@ -187,7 +194,7 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _model_options(settings: Settings) -> ModelOptions:
+def _model_options(settings: Settings, decode_memory: int) -> ModelOptions:
     """Return what the loader needs of a model's settings."""
     return ModelOptions(
         allow_cpu_fallback=settings.allow_cpu_fallback or settings.device == "auto",
@@ -198,6 +205,7 @@ def _model_options(settings: Settings) -> ModelOptions:
         queue_delay_seconds=settings.queue_delay_ms / 1000,
         default_deadline_seconds=settings.default_deadline_ms / 1000,
         max_pixels=int(settings.max_image_megapixels * 1e6),
+        decode_memory=decode_memory,
     )
 
 

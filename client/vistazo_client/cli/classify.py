@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def classify_command(
 ) -> None:
     """Classify images.
 
-    A FOLDER stands for the images directly in it: .jpg, .jpeg, .png, .webp and .bmp.
+    A FOLDER stands for the images directly in it: .jpg, .jpeg, .png, .webp and .bmp. Hidden files, such as
+    those that macOS names ._cat.jpg, are skipped.
 
     The exit status is 0 when every image was answered, and 1 when any was not; why is said on standard
     error, one line each.
@@ -123,13 +125,21 @@ def _images_in(folder: Path) -> list[Path]:
     """Return the images directly in `folder`, sorted by name; there is at least one."""
     try:
         found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = [path for path in found if not _is_hidden(path) and not path.is_dir()]
     except OSError as error:
         raise InvalidImageError(f"{image_name(folder)}: cannot be read ({error.strerror})") from error
-    if not found:
+    if not images:
+        hidden = f", but {len(found)} hidden files or folders that are named so" if found else ""
         raise InvalidImageError(
-            f"{image_name(folder)}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
+            f"{image_name(folder)}: no images in this folder ({', '.join(IMAGE_SUFFIXES)}){hidden}"
         )
-    return found
+    return images
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a file is one that systems keep for themselves, such as macOS's ._cat.jpg."""
+    attributes = getattr(path.stat(), "st_file_attributes", 0) if path.exists() else 0
+    return path.name.startswith(".") or bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
 
 
 def _progress(results: Iterator[Classification], total: int) -> Iterable[Classification]:

@@ -8,9 +8,11 @@
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import click
 
+from vistazo_client.cli.tables import print_anything
 from vistazo_client.errors import VistazoError
 
 PLUGIN_GROUP = "vistazo.commands"
@@ -35,6 +37,11 @@ class VistazoGroup(click.Group):
 
     find_plugins: Callable[[], Iterable[EntryPoint]] = staticmethod(installed_plugins)
     """Where plug-in commands come from; tests bring their own."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  click's own signature
+        """Run the command line, on an output of any encoding."""
+        print_anything()
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, sorted."""

@@ -1,6 +1,9 @@
 """How tables and bars come out on a terminal, in a pipe, and without Unicode."""
 
+import codecs
+import io
 import sys
+import unicodedata
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +13,34 @@ from rich.text import Text
 PIPED_COLUMNS = 160
 
 BAR_CHARACTERS = 20
+
+
+# What stands for a character that the output's encoding does not have. Each is as wide, or tables would bend.
+_ALIKE = {"×": "x", "…": ".", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "█": "#", "•": "*"}
+_REPLACING = "vistazo.replace"
+
+
+def print_anything() -> None:
+    """Let standard output take any character, whatever its encoding: what that lacks is replaced."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
+        codecs.register_error(_REPLACING, _replaced)
+        stream.reconfigure(errors=_REPLACING)
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return "".join(map(_alike, lost)), error.end
+
+
+def _alike(character: str) -> str:
+    if unicodedata.combining(character) or unicodedata.category(character) in {"Cf", "Mn"}:
+        return ""
+    letter = unicodedata.normalize("NFKD", character)[:1]
+    wide = unicodedata.east_asian_width(character) in {"W", "F"}
+    return _ALIKE.get(character) or (letter if letter.isascii() and not wide else "??" if wide else "?")
 
 
 def _stdout() -> Console:

@@ -48,6 +48,10 @@ def complaints(preprocessing: Preprocessing, image: Input) -> list[str]:
             len(preprocessing.pad_color) in {0, image.channels}
             and all(value <= 255 for value in preprocessing.pad_color)
         ),
+        f"background must be 3 numbers of 0 to 255, or 1 of grey, not {list(preprocessing.background)}": (
+            len(preprocessing.background) in {0, 1, 3}
+            and all(value <= 255 for value in preprocessing.background)
+        ),
     }
     wrong = [complaint for complaint, fine in checks.items() if not fine]
     return wrong or _of_normalisation(preprocessing, image)

@@ -172,6 +172,8 @@ def sentence(preprocessing: Preprocessing, *, normalises: str = "") -> str:
         parts[-1] = "grey"
     if preprocessing.pad_color:
         parts.append(f"padded with {_numbers(preprocessing.pad_color)}")
+    if preprocessing.background:
+        parts.append(f"transparency on {_numbers(preprocessing.background)}")
     if preprocessing.mean:
         parts.append(
             f"mean {_numbers(preprocessing.mean)} and std {_numbers(preprocessing.std)} "

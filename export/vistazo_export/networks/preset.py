@@ -104,6 +104,7 @@ def to_proto(preset: Preset) -> Preprocessing:
         channel_order="BGR" if preset.bgr else "",
         value_range=0 if preset.value_range == 1 else preset.value_range,
         pad_color=preset.pad_color,
+        background=preset.background,
         crop_rounding=Preprocessing.DOWN if preset.crop_rounds_down else Preprocessing.HALF_TO_EVEN,
     )
 
@@ -130,6 +131,7 @@ def from_proto(preprocessing: Preprocessing, channels: int) -> Preset:
         bgr=preprocessing.channel_order == "BGR",
         value_range=preprocessing.value_range or 1,
         pad_color=tuple(preprocessing.pad_color),
+        background=tuple(preprocessing.background),
         crop_rounds_down=preprocessing.crop_rounding == Preprocessing.DOWN,
     )
 

@@ -204,6 +204,7 @@ def _image_spec(manifest: manifest_pb2.ModelManifest) -> ImageSpec:
             bgr=preprocessing.channel_order == "BGR" and not ordered_by_graph,
             value_range=preprocessing.value_range or 1,
             pad_color=tuple(preprocessing.pad_color),
+            background=tuple(preprocessing.background),
             crop_rounds_down=preprocessing.crop_rounding == manifest_pb2.Preprocessing.DOWN,
         ),
         input_tensor=source.tensor,
@@ -274,6 +275,11 @@ def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
         f"preprocessing.pad_color: expected {source.channels} numbers of 0 to 255": (
             len(preprocessing.pad_color) in {0, source.channels}
             and all(value <= 255 for value in preprocessing.pad_color)
+        ),
+        "preprocessing.background: expected 3 numbers of 0 to 255 (red, green, blue) or 1 (grey), got "
+        f"{list(preprocessing.background)}": (
+            len(preprocessing.background) in {0, 1, 3}
+            and all(value <= 255 for value in preprocessing.background)
         ),
         f"preprocessing.crop_rounding: {preprocessing.crop_rounding} is not known": (
             preprocessing.crop_rounding in _CROP_ROUNDINGS

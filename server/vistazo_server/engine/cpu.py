@@ -4,8 +4,7 @@ import math
 import os
 from pathlib import Path
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_PROC_CGROUP = Path("/proc/self/cgroup")
+from vistazo_server.engine import cgroup
 
 
 def cpu_budget() -> int:
@@ -15,33 +14,15 @@ def cpu_budget() -> int:
     the host alone (microsoft/onnxruntime#29510), and inside a container that oversubscribes the quota.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(affinity, math.ceil(_cgroup_quota(_CGROUP_ROOT, _PROC_CGROUP))))
+    return max(1, min(affinity, math.ceil(_cgroup_quota(cgroup.ROOT, cgroup.MEMBERSHIP))))
 
 
 def _cgroup_quota(root: Path, proc_cgroup: Path) -> float:
     """Return the CPUs that the tightest enclosing cgroup allows; infinity (as a large number) if none."""
     unlimited = float(1 << 20)
-    try:
-        memberships = proc_cgroup.read_text().splitlines()
-    except OSError:
-        return unlimited
-    quota = unlimited
-    for membership in memberships:
-        _, controllers, path = membership.split(":", 2)
-        if controllers == "":
-            base, read = root, _read_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "cpu", _read_v1
-        else:
-            continue
-        # Inside a container the path may be the host's and not exist here; its root then has the limit.
-        folder = base / path.lstrip("/")
-        while True:
-            quota = min(quota, read(folder) or unlimited)
-            if folder == base:
-                break
-            folder = folder.parent
-    return quota
+    readers = {1: _read_v1, 2: _read_v2}
+    found = (readers[version](folder) for folder, version in cgroup.enclosing("cpu", root, proc_cgroup))
+    return min((quota or unlimited for quota in found), default=unlimited)
 
 
 def _read_v2(folder: Path) -> float | None:

@@ -1,17 +1,58 @@
-"""The process's memory: what the C library's allocator keeps of it."""
+"""The process's memory: how much of it there may be, and what the C library's allocator keeps of it."""
 
 import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
+
+from vistazo_server.engine import cgroup
 
 # Of malloc.h. glibc would make eight heaps for each core, and what a thread frees stays in its heap: those of
 # grpc's pool, whose threads come and go, then hold on to several megabytes each. Python's lock leaves little
 # to allocate at the same time: LeNet with 64 callers was as fast with 1, 2 and 16 of them.
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
+
+
+# Where nothing says how much there is.
+_UNKNOWN: Final = 4 << 30
+_LIMIT_FILES: Final = {1: "memory.limit_in_bytes", 2: "memory.max"}
+
+
+def memory_limit() -> int:
+    """Return the bytes that this process may take: the least of what cgroup, machine and ulimit allow."""
+    return _least(cgroup.ROOT, cgroup.MEMBERSHIP)
+
+
+def _least(root: Path, membership: Path) -> int:
+    limits = [*_of_cgroups(root, membership), *_of_ulimit()]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min((limit for limit in limits if limit > 0), default=_UNKNOWN)
+
+
+def _of_cgroups(root: Path, membership: Path) -> Iterator[int]:
+    for folder, version in cgroup.enclosing("memory", root, membership):
+        try:
+            text = (folder / _LIMIT_FILES[version]).read_text().strip()
+            # Without a limit version 1 has a number larger than any memory, and version 2 the word max.
+            yield int(text)
+        except (OSError, ValueError):
+            continue
+
+
+def _of_ulimit() -> Iterator[int]:
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415  there is none on Windows
+
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            yield soft
 
 
 def limit_arenas() -> None:

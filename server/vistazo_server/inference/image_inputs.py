@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vistazo_preprocessing.errors import ImageError
 from vistazo_preprocessing.preprocessor import Large, Preprocessor
 from vistazo_server.engine.tensors import Array
-from vistazo_server.errors import InvalidImageError, ServingError, without_frames
+from vistazo_server.errors import InvalidImageError, OverloadedError, ServingError, without_frames
 from vistazo_server.inference.preprocess_pool import PreprocessPool
 from vistazo_server.telemetry import tracing
 
@@ -28,6 +28,10 @@ a thread and back costs the server more than that."""
 
 LONGEST_TINY: Final = 4
 """Sides' ratio up to which pixels can be tiny: a strip grows when its shorter edge does."""
+
+
+NO_MEMORY_SECONDS: Final = 1.0
+"""In which there may be memory again, where there was none for an image."""
 
 
 class CheckAdmission(Protocol):
@@ -111,6 +115,10 @@ class ImageInputs:
             return self._preprocessor.model_input(image, at_most)
         except ImageError as error:
             raise InvalidImageError(str(error)) from None
+        except MemoryError:
+            raise OverloadedError(
+                "there is no memory left to decode the image", retry_after=NO_MEMORY_SECONDS
+            ) from None
 
     def _resized(self, image: EncodedOrPixels) -> Array | ServingError:
         try:

@@ -5,8 +5,8 @@ The rules, each tested by its name in tests/server/inference/test_preprocess_poo
 1. Fair between requests: the threads take one image of each waiting request in turn, so that a request of
    one image waits for at most one of each other request.
 2. Small and large images wait apart. A thread looks at an image's header first, and decodes a small image in
-   the same go. A large one joins the queue of the large, which never take the last thread, and whose pixels
-   in work stay within a budget. An image that alone is larger than the budget is decoded alone.
+   the same go. A large one joins the queue of the large, which never take the last thread, and which together
+   stay within a budget of memory. An image that alone needs more than the budget is decoded alone.
 3. Part of admission: `ready_in` predicts when a newcomer's images will be ready, by what images took in the
    last moments. While a thread is free nothing is predicted, but tried. A request whose large images cannot
    be decoded by its deadline is refused as soon as their headers have told.
@@ -110,6 +110,8 @@ class _Image:
     image: Any
     units: int = 1
     """Of work, as its lane counts: a small image is one, a large one its pixels."""
+    memory: int = 0
+    """Bytes that a large image needs."""
     began: float = 0.0
 
 
@@ -134,8 +136,8 @@ class PreprocessPool:
     """Threads that decode and resize images, shared by all models. Use it from one event loop.
 
     `threads` may work on images of one kind, small or large; one more is there for the other kind. `limit`:
-    most images of a kind that may wait. `pixels_at_once`: most pixels of large images in work. The clock
-    counts in seconds, deadlines are in its time. An `executor` must have `threads` + 1 threads.
+    most images of a kind that may wait. `memory`: most bytes that the large images in work may need. The
+    clock counts in seconds, deadlines are in its time. An `executor` must have `threads` + 1 threads.
     """
 
     def __init__(
@@ -143,13 +145,13 @@ class PreprocessPool:
         *,
         threads: int,
         limit: int,
-        pixels_at_once: int,
+        memory: int,
         clock: Callable[[], float] = time.monotonic,
         executor: Executor | None = None,
     ) -> None:
         self._threads = threads
         self._limit = limit
-        self._pixels_at_once = pixels_at_once
+        self._memory = memory
         self._clock = clock
         self._executor = executor or ThreadPoolExecutor(threads + 1, thread_name_prefix="preprocess")
         self._small = _Lane()
@@ -229,20 +231,20 @@ class PreprocessPool:
             self._begin(small)
         while large.waiting:
             request, image = large.waiting.head()
-            if not self._has_room_for_large(image.units):
+            if not self._has_room_for_large(image.memory):
                 return
             # Only by what was just measured: a try is what refreshes an older measurement.
             if measured and self._refuse_late(request, stretch=1.0, patience=GIVE_UP):
                 continue
             self._begin(large)
 
-    def _has_room_for_large(self, pixels: int) -> bool:
+    def _has_room_for_large(self, memory: int) -> bool:
         running = self._large.running
         if not running:
             return True
         threads = min(self._threads, self._threads + 1 - len(self._small.running))
-        pixels += sum(image.units for image in running)
-        return len(running) < threads and pixels <= self._pixels_at_once
+        memory += sum(image.memory for image in running)
+        return len(running) < threads and memory <= self._memory
 
     def _begin(self, lane: _Lane) -> None:
         image = lane.waiting.take()
@@ -270,7 +272,7 @@ class PreprocessPool:
         lane.running.remove(image)
         lane.rate.observe(now - image.began, image.units, now)
         if isinstance(result, Large):
-            image.units = result.pixels
+            image.units, image.memory = result.pixels, result.bytes
             self._put_large(request, image)
         elif not request.done.done():
             request.results[image.index] = result
@@ -324,10 +326,12 @@ class PreprocessPool:
     def _large_seconds(self, request: _Request, stretch: float) -> float:
         """Return the predicted seconds until those large images of a request that wait are decoded."""
         lane = self._large
-        own = [image.units for image in lane.waiting.items_of(request)]
-        before = [image.units for image in lane.waiting.before_last_of(request)]
+        images = lane.waiting.items_of(request)
+        others = lane.waiting.before_last_of(request)
+        own, before = [image.units for image in images], [image.units for image in others]
         # How many fit in the budget, were all of one size.
-        fit = self._pixels_at_once * (len(own) + len(before)) // (sum(own) + sum(before))
+        memory = sum(image.memory for image in (*images, *others))
+        fit = self._memory * (len(own) + len(before)) // max(memory, 1)
         at_once = min(max(fit, 1), self._threads)
         wait = lane.seconds_left(self._clock()) + lane.rate.seconds(sum(before))
         decoding = max(lane.rate.seconds(sum(own)) / at_once, lane.rate.seconds(max(own)))

@@ -51,6 +51,8 @@ class ModelOptions:
     """Of a request whose caller sent none."""
     max_pixels: int
     """Of the largest image that is decoded."""
+    decode_memory: int
+    """Bytes that decoding an image may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,9 @@ class ModelLoader:
         if spec.image is None:
             return None
         return ImageInputs(
-            Preprocessor(spec.image.preprocess, max_pixels=options.max_pixels),
+            Preprocessor(
+                spec.image.preprocess, max_pixels=options.max_pixels, max_bytes=options.decode_memory
+            ),
             pool=self.pool,
             check_admission=batcher.check_admission,
             on_failure=metrics.decode_failed,

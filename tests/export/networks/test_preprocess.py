@@ -191,6 +191,8 @@ def test_a_foreign_description_that_cannot_be_served_is_refused(tmp_path, conten
         ({"resize_mode": "FIT", "resize_size": 0}, "need resize_height and resize_width"),
         ({"resize_mode": "STRETCH", "resize_size": 0, "resize_width": 9}, "go together"),
         ({"pad_color": [1, 2]}, "pad_color"),
+        ({"background": [1, 2]}, "background must be 3 numbers"),
+        ({"background": [256]}, "background must be 3 numbers"),
         ({"mean": [0.5]}, "3 values each"),
     ],
 )

@@ -34,6 +34,8 @@ virtual_time = pytest.mark.looptime
 
 MEGA = 1_000_000
 NO_BUDGET = 1_000_000 * MEGA
+BYTES = 4
+"""Of memory, that each pixel of a test takes."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def large(name, *, megapixels=10, seconds=1.0, **rest):
 def decode(picture, at_most):
     """The work: what a Preprocessor does of an image."""
     if picture.pixels > at_most:
-        return Large(picture.pixels)
+        return Large(picture.pixels, bytes=picture.pixels * BYTES)
     if picture.error is not None:
         raise picture.error
     return picture.name
@@ -111,7 +113,7 @@ def pool_of(threads=1, *, limit=1000, pixels_at_once=NO_BUDGET):
     return PreprocessPool(
         threads=threads,
         limit=limit,
-        pixels_at_once=pixels_at_once,
+        memory=pixels_at_once * BYTES,
         clock=asyncio.get_running_loop().time,
         executor=FakeThreads(threads, pixels_at_once=pixels_at_once),
     )
@@ -205,7 +207,7 @@ async def test_small_images_leave_a_thread_to_the_large(threads):
 
 
 @virtual_time
-async def test_the_pixels_of_large_images_in_work_stay_within_the_budget():
+async def test_the_memory_of_large_images_in_work_stays_within_the_budget():
     pool = pool_of(threads=4, pixels_at_once=50 * MEGA)
     images = [large(f"a{number}", megapixels=number) for number in (20, 30, 10, 40, 2, 3, 4)]
 
@@ -596,7 +598,7 @@ class Held:
 
 
 async def test_an_error_that_a_caller_keeps_holds_no_image_and_no_frame_of_the_thread():
-    pool = PreprocessPool(threads=1, limit=9, pixels_at_once=MEGA)
+    pool = PreprocessPool(threads=1, limit=9, memory=MEGA)
     held = Held()
     image = weakref.ref(held)
 
@@ -695,13 +697,13 @@ async def test_under_overload_nearly_all_that_can_be_decoded_is_decoded_in_time(
 
 
 async def test_real_threads_work_at_once_and_refuse_what_would_wait_too_long():
-    pool = PreprocessPool(threads=1, limit=2, pixels_at_once=MEGA)
+    pool = PreprocessPool(threads=1, limit=2, memory=MEGA)
     release = threading.Event()
     at_work = threading.Semaphore(0)
 
     def work(image, at_most):
         if image == "large" and at_most == LARGE_PIXELS:
-            return Large(2 * MEGA)
+            return Large(2 * MEGA, bytes=2 * MEGA)
         at_work.release()
         assert release.wait(30)
         return image

@@ -79,8 +79,10 @@ def _decode_pixels(raw: pb.RawPixels) -> NDArray[np.uint8] | InvalidImageError:
     height, width, channels, data = raw.height, raw.width, raw.channels, raw.data
     if height == 0 or width == 0:
         return InvalidImageError(f"raw: expected a height and width of at least 1, got {height}×{width}")
-    if channels not in (1, 3):
-        return InvalidImageError(f"raw.channels: expected 1 or 3, got {channels}")
+    if channels not in (1, 2, 3, 4):
+        return InvalidImageError(
+            f"raw.channels: expected 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha), got {channels}"
+        )
     expected = height * width * channels
     if len(data) != expected:
         return InvalidImageError(
