@@ -48,6 +48,8 @@ class Large:
     """Of the image, or of what it is resized to, whichever has more."""
     bytes: int
     """Most memory that decoding and resizing it takes."""
+    file_bytes: int
+    """As it was sent."""
 
 
 class Preprocessor:
@@ -102,7 +104,7 @@ class Preprocessor:
             pixels = self._checked_pixels(image.width, image.height)
             memory = self._checked_memory(image.width, image.height, image.decode_bytes, image.mode)
             if pixels > at_most:
-                return Large(pixels, memory)
+                return Large(pixels, memory, len(encoded))
             return self._fit(image.load(pixels=pixels))
 
     def fit(self, pixels: NDArray[np.uint8], at_most: float = math.inf) -> NDArray[np.uint8] | Large:
@@ -118,7 +120,7 @@ class Preprocessor:
         count = self._checked_pixels(width, height)
         memory = self._checked_memory(width, height, 4 * width * height, "")
         if count > at_most:
-            return Large(count, memory)
+            return Large(count, memory, pixels.nbytes)
         return self._fit(Picture(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)))
 
     def _checked_pixels(self, width: int, height: int) -> int:

@@ -70,6 +70,10 @@ class _WebP:
     def pixel_bytes(self) -> int:
         return _LOSSY_BYTES + self._has(b"VP8L", b"ANMF") * _LOSSLESS_BYTES
 
+    def is_opaque(self) -> bool:
+        """Return whether it says that it has no alpha."""
+        return not self.flags & _FLAG_ALPHA and not self._has(b"VP8L", b"ANMF")
+
     def clean(self, size: tuple[int, int]) -> bytes:
         """Return the file without what no pixel depends on."""
         parts = self.kept
@@ -94,7 +98,8 @@ def read_webp(encoded: bytes, effort: Effort) -> Header:
         image.load()
         return Picture(image, turn)
 
-    return Header(*size, size[0] * size[1] * file.pixel_bytes() + 3 * len(encoded), "", load)
+    mode = "RGB" if turn is None and file.is_opaque() else ""
+    return Header(*size, size[0] * size[1] * file.pixel_bytes() + 3 * len(encoded), mode, load)
 
 
 def _chunks(encoded: bytes, effort: Effort) -> Iterator[tuple[bytes, int, int]]:

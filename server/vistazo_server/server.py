@@ -33,9 +33,10 @@ from vistazo_server.telemetry.loop_watch import watch_loop
 from vistazo_server.telemetry.metrics import Metrics
 from vistazo_server.telemetry.tracing import Tracing
 
-# Of the memory that there is, one part in so many is for large images while they are decoded. The rest is for
-# models, and for the files of those that wait.
-DECODE_SHARE: Final = 3
+# Of the memory that there is, this much is for large images while they are decoded. In a container of 1 GiB it is
+# enough for a photograph of 50 megapixels that has to be turned, and leaves 590 MiB for a model and the files of
+# those that wait.
+DECODE_SHARE: Final = 0.42
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +98,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
         device = choose_device(settings.device, allow_cpu_fallback=settings.allow_cpu_fallback)
         metrics.set_build_info(onnxruntime=onnxruntime.__version__, device=device)
         threads = settings.threads or max(cpu_budget() // settings.instances, 1)
-        decode_memory = settings.decode_memory_mb << 20 or memory_limit() // DECODE_SHARE
+        decode_memory = settings.decode_memory_mb << 20 or int(memory_limit() * DECODE_SHARE)
         pool = PreprocessPool(
             threads=settings.preprocess_threads or cpu_budget(),
             limit=settings.queue_limit,

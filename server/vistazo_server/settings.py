@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     decode_memory_mb: NonNegativeInt = 0
     """Most memory that large images (over 1 megapixel) may take while they are decoded, all together, in MiB:
     how many are decoded at once follows from it, and one that needs more is refused. A photograph of 50
-    megapixels takes 200 to 500. 0: a third of the memory that the cgroup, the machine or ulimit allows."""
+    megapixels takes 200 to 500. 0: 42 % of the memory that the cgroup, the machine or ulimit allows."""
 
     max_connections: NonNegativeInt = 1000
     """Most connections at a time; more are closed as they come. 0: no limit but the process's of open files

@@ -6,7 +6,8 @@ The rules, each tested by its name in tests/server/inference/test_preprocess_poo
    one image waits for at most one of each other request.
 2. Small and large images wait apart. A thread looks at an image's header first, and decodes a small image in
    the same go. A large one joins the queue of the large, which never take the last thread, and which together
-   stay within a budget of memory. An image that alone needs more than the budget is decoded alone.
+   stay within a budget of memory. An image that alone needs more than the budget is decoded alone. The files
+   of those that wait may be a part of the budget.
 3. Part of admission: `ready_in` predicts when a newcomer's images will be ready, by what images took in the
    last moments. While a thread is free nothing is predicted, but tried. A request whose large images cannot
    be decoded by its deadline is refused as soon as their headers have told.
@@ -54,6 +55,10 @@ STRETCH: Final = 1.5
 # A request is given up half-way when the rest would take this many times the time that is left: predictions
 # vary, and what it has cost already would be lost.
 GIVE_UP: Final = 1.5
+
+# Of the memory for large images, what the files of those that wait may be. Each is there twice: grpc keeps
+# what it has received until the RPC ends.
+WAITING_SHARE: Final = 0.25
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +117,8 @@ class _Image:
     """Of work, as its lane counts: a small image is one, a large one its pixels."""
     memory: int = 0
     """Bytes that a large image needs."""
+    file: int = 0
+    """Bytes of a large image while it waits."""
     began: float = 0.0
 
 
@@ -272,7 +279,7 @@ class PreprocessPool:
         lane.running.remove(image)
         lane.rate.observe(now - image.began, image.units, now)
         if isinstance(result, Large):
-            image.units, image.memory = result.pixels, result.bytes
+            image.units, image.memory, image.file = result.pixels, result.bytes, result.file_bytes
             self._put_large(request, image)
         elif not request.done.done():
             request.results[image.index] = result
@@ -289,6 +296,7 @@ class PreprocessPool:
         others = len(waiting) - len(waiting.items_of(request))
         if request.done.done():
             return
+        files = image.file + sum(each.file for owner in waiting.owners for each in waiting.items_of(owner))
         if self._closing:
             self._fail(request, _closed())
         elif others and len(waiting) >= self._limit:
@@ -297,6 +305,16 @@ class PreprocessPool:
                 request,
                 QueueFullError(
                     f"{len(waiting)} large images wait to be decoded, which is the limit",
+                    retry_after=self._large.rate.seconds(following.units),
+                ),
+            )
+        elif others and files > self._memory * WAITING_SHARE:
+            _, following = waiting.head()
+            self._fail(
+                request,
+                QueueFullError(
+                    f"the large images that wait to be decoded would take {files / 2**20:.0f} MiB, the "
+                    f"limit is {self._memory * WAITING_SHARE / 2**20:.0f}",
                     retry_after=self._large.rate.seconds(following.units),
                 ),
             )
@@ -327,7 +345,7 @@ class PreprocessPool:
         """Return the predicted seconds until those large images of a request that wait are decoded."""
         lane = self._large
         images = lane.waiting.items_of(request)
-        others = lane.waiting.before_last_of(request)
+        others = list(lane.waiting.before_last_of(request))
         own, before = [image.units for image in images], [image.units for image in others]
         # How many fit in the budget, were all of one size.
         memory = sum(image.memory for image in (*images, *others))

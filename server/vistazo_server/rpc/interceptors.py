@@ -167,10 +167,8 @@ class RpcInterceptor:
     @contextmanager
     def _request(self, request: Any, rpc: Rpc, context: Context) -> Iterator[Any]:  # noqa: ANN401
         """Hold what a behaviour is given: its one request, or those of a stream while they may be read."""
-        if type(request) is InvalidRequestError:
-            raise request
         if not rpc.takes_stream:
-            yield request
+            yield _taken(request)
             return
         recheck = None
         if self._tokens is not None:
@@ -196,9 +194,8 @@ class RpcInterceptor:
                 tell_id(context)
             started = rpc.began()
             try:
-                if type(request) is InvalidRequestError:
-                    raise request  # noqa: TRY301  one way out for all errors
-                response = await behaviour(request, context)
+                # Its frames alone hold the message now, and let go of it when its images are taken out.
+                response = await behaviour(_taken(request), context)
             except BaseException as error:
                 ending = rpc.failed(error, context, started)
                 del request, context  # see calls.freed
@@ -210,8 +207,19 @@ class RpcInterceptor:
         return call
 
 
+def _taken(held: list[Any]) -> Any:  # noqa: ANN401
+    """Return the one request of a method, and leave grpc with nothing. Raises InvalidRequestError."""
+    message = held.pop()
+    if type(message) is InvalidRequestError:
+        raise message
+    return message
+
+
 def _parser(handler: Any) -> Callable[[bytes], Any]:  # noqa: ANN401
     """Return a method's deserialiser, for which bytes that are no message are a caller's mistake.
+
+    The one request of a method comes in a list, out of which it can be taken: grpc holds what it hands over
+    until the RPC ends, and the images of those that wait would be in memory once more.
 
     grpc would answer UNKNOWN, and draw a traceback in the log for each. A message of a stream raises, and so
     reaches whoever reads the stream; the one request of another method takes the message's place, since what
@@ -221,14 +229,15 @@ def _parser(handler: Any) -> Callable[[bytes], Any]:  # noqa: ANN401
 
     def parsed(data: bytes) -> Any:  # noqa: ANN401
         try:
-            return parse(data)
+            message = parse(data)
         except DecodeError:
             error = InvalidRequestError(
                 f"request: expected a message of the method's type, got {len(data)} bytes"
             )
             if handler.request_streaming:
                 raise error from None
-            return error
+            return [error]
+        return message if handler.request_streaming else [message]
 
     return parsed
 

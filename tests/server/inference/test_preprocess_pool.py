@@ -46,6 +46,7 @@ class Picture:
     seconds: float = 1.0
     pixels: int = 1000
     header_seconds: float = 0.0
+    file: int = 9
     error: BaseException | None = None
 
     @property
@@ -60,7 +61,7 @@ def large(name, *, megapixels=10, seconds=1.0, **rest):
 def decode(picture, at_most):
     """The work: what a Preprocessor does of an image."""
     if picture.pixels > at_most:
-        return Large(picture.pixels, bytes=picture.pixels * BYTES)
+        return Large(picture.pixels, bytes=picture.pixels * BYTES, file_bytes=picture.file)
     if picture.error is not None:
         raise picture.error
     return picture.name
@@ -467,6 +468,23 @@ async def test_a_flood_of_large_images_refuses_no_small_one():
 
 
 @virtual_time
+async def test_more_bytes_of_large_images_than_may_wait_are_refused():
+    pool = pool_of(threads=1, pixels_at_once=40 * MEGA)
+    first = await ask(pool, large("a", file=30 * MEGA))
+    await asyncio.sleep(0.1)
+    # A quarter of the 160 MB for decoding: what is in work counts no more, and who is alone may wait.
+    second = await ask(pool, large("b", file=60 * MEGA))
+    await asyncio.sleep(0.1)
+
+    third = await ask(pool, large("c", file=10))
+    with pytest.raises(QueueFullError, match="that wait to be decoded would take 57 MiB, the limit is 38"):
+        await third
+    assert now() == pytest.approx(0.2)
+    assert (await first, await second) == (["a"], ["b"])
+    assert await pool.map(decode, [large("d", file=60 * MEGA)]) == ["d"]
+
+
+@virtual_time
 async def test_more_large_images_than_may_wait_are_refused():
     pool = pool_of(threads=1, limit=5)
     first = await ask(pool, *named("a", 5, large))
@@ -703,7 +721,7 @@ async def test_real_threads_work_at_once_and_refuse_what_would_wait_too_long():
 
     def work(image, at_most):
         if image == "large" and at_most == LARGE_PIXELS:
-            return Large(2 * MEGA, bytes=2 * MEGA)
+            return Large(2 * MEGA, bytes=2 * MEGA, file_bytes=9)
         at_work.release()
         assert release.wait(30)
         return image

@@ -20,7 +20,9 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         self._max_images = max_images
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802, D102  the .proto names and documents it; a serialised ClassifyResponse
-        return await self._classify(request, call_deadline(context))
+        command = self._command(request)
+        del request  # its images are in memory once already
+        return await self._classify(command, call_deadline(context))
 
     async def ClassifyStream(  # type: ignore[override]  # noqa: N802, D102  serialised where answered
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
@@ -47,8 +49,10 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
             raise InvalidRequestError("name: expected the name of a model, got none")
         return codec.encode_model(self._repository.entry(request.name, request.version))
 
-    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> bytes:
-        command = codec.decode_request(request, max_images=self._max_images)
+    def _command(self, request: pb.ClassifyRequest) -> codec.ClassifyCommand:
+        return codec.decode_request(request, max_images=self._max_images)
+
+    async def _classify(self, command: codec.ClassifyCommand, deadline: float | None) -> bytes:
         with self._repository.lease(command.model, command.version) as classifier:
             classified = await classifier.classify(
                 command.images,
@@ -70,7 +74,7 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
         if request.HasField("timeout_ms"):
             deadline = sooner(deadline, request.timeout_ms / 1000)
         try:
-            response = await self._classify(request.request, deadline)
+            response = await self._classify(self._command(request.request), deadline)
         except ServingError as error:
             return codec.encode_stream_error(request.id, without_frames(error))
         return codec.encode_stream_response(request.id, response)
