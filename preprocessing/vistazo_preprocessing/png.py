@@ -233,7 +233,9 @@ def _check_unknown(chunk: _Chunk) -> None:
     """Raise ImageError for a damaged chunk that pixels may depend on."""
     # The case of its letters: not critical, and nobody's standard.
     is_private = chunk.name[:1].islower() and chunk.name[1:2].islower()
-    if chunk.name not in _KNOWN and not is_private:
+    # One damaged letter makes a private chunk of the transparency.
+    is_transparency = zlib.crc32(chunk.data, zlib.crc32(b"tRNS")) == chunk.checksum
+    if chunk.name not in _KNOWN and (is_transparency or not is_private):
         _whole(chunk)
 
 

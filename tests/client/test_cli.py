@@ -67,6 +67,35 @@ def test_a_folder_stands_for_the_images_directly_in_it(vistazo, folder):
     assert [line["image"] for line in json_lines(result)] == [str(folder / "a.PNG"), str(folder / "b.jpg")]
 
 
+HIDDEN = ("._b.jpg", ".hidden.png", ".DS_Store", "Thumbs.db", "desktop.ini", "._.DS_Store", ".jpg")
+
+
+def test_what_systems_leave_in_a_folder_is_skipped(vistazo, folder):
+    for name in HIDDEN:
+        (folder / name).write_bytes(b"\0\x05\x16\x07")
+    (folder / "folder.jpg").mkdir()
+
+    result = vistazo("classify", folder, "--json")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line["image"] for line in json_lines(result)] == [str(folder / "a.PNG"), str(folder / "b.jpg")]
+
+
+def test_a_folder_of_hidden_files_alone_is_said_to_be_one(vistazo, tmp_path):
+    (tmp_path / "._cat.jpg").touch()
+
+    result = vistazo("classify", tmp_path)
+
+    assert result.exit_code == 1
+    assert "no images in this folder (.jpg, .jpeg, .png, .webp, .bmp), but 1 hidden file" in result.stderr
+
+
+def test_a_hidden_file_that_is_named_is_classified(vistazo, tmp_path):
+    (tmp_path / ".cat.jpg").write_text("a cat")
+
+    assert vistazo("classify", tmp_path / ".cat.jpg").exit_code == 0
+
+
 def test_json_is_one_whole_object_for_each_image(vistazo, folder):
     result = vistazo(
         "classify", folder / "b.jpg", "--top", 1, "--json", "--model", "resnet18", "--version", "3"
@@ -403,3 +432,54 @@ def test_a_terminal_without_unicode_gets_a_table_all_the_same(server, folder):
     )
 
     assert b"##########" in process.stdout
+
+
+# A cat, an accent, a Chinese word, a sign, a combining mark, and what no encoding has.
+STRANGE = "\U0001f408 José 猫 ×… e\u0301 \udcff"
+
+
+@pytest.mark.parametrize(
+    "encoding", ["ascii", "latin-1", "cp1252", "cp437", "shift-jis", "utf-8", "ascii:strict"]
+)
+@pytest.mark.parametrize("command", ["classify", "json", "models", "health", "help"])
+def test_every_command_prints_in_any_encoding(server, tmp_path, command, encoding):
+    image = tmp_path / f"{STRANGE}.jpg".encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    image.write_bytes(STRANGE.encode("utf-8", "replace"))
+    arguments = {
+        "classify": ["classify", image],
+        "json": ["classify", image, "--json"],
+        "models": ["models", "--verbose"],
+        "health": ["health"],
+        "help": ["classify", "--help"],
+    }[command]
+    address = [] if command == "help" else ["--server", server.address]
+    done = subprocess.run(
+        [*VISTAZO, *arguments, *address],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    text = done.stdout.decode(encoding.partition(":")[0])
+    assert {"classify": "50.0%", "json": "{", "models": "224", "health": "SERVING", "help": "Usage"}[
+        command
+    ] in text
+
+
+def test_what_an_encoding_lacks_is_replaced_by_what_is_alike_and_as_wide(server, tmp_path):
+    image = tmp_path / "José × 猫.jpg"
+    image.write_text("a cat")
+    done = subprocess.run(
+        [*VISTAZO, "classify", image, "--server", server.address],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert "Jose x ??.jpg" in done.stdout
+    assert len({len(line) for line in done.stdout.splitlines()[1:]}) == 1

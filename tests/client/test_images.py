@@ -51,8 +51,14 @@ def test_bytes_are_sent_as_they_are(client, server, form):
         (COLOUR[:, ::-1], (2, 3, 3)),
         (np.asfortranarray(COLOUR), (2, 3, 3)),
         (COLOUR.transpose(1, 0, 2), (3, 2, 3)),
+        (COLOUR[:, :, :2], (2, 3, 2)),
+        (np.dstack([COLOUR, GREY]), (2, 3, 4)),
+        (np.dstack([COLOUR, GREY])[::-1], (2, 3, 4)),
     ],
-    ids=["grey", "grey with channel", "colour", "mirrored view", "column order", "transposed view"],
+    ids=[
+        *("grey", "grey with channel", "colour", "mirrored view", "column order", "transposed view"),
+        *("grey and alpha", "colour and alpha", "colour and alpha, a view"),
+    ],
 )
 def test_an_array_is_sent_as_pixels_row_by_row(client, server, array, shape):
     client.classify(array)
@@ -67,8 +73,8 @@ def test_an_array_is_sent_as_pixels_row_by_row(client, server, array, shape):
     [
         (COLOUR.astype(np.float32), "got float32 (2, 3, 3)"),
         (COLOUR.astype(np.int64), "got int64 (2, 3, 3)"),
-        (COLOUR.transpose(2, 0, 1)[:, :, :2], "got uint8 (3, 2, 2)"),
-        (np.zeros((2, 2, 4), np.uint8), "got uint8 (2, 2, 4)"),
+        (np.zeros((2, 2, 5), np.uint8), "got uint8 (2, 2, 5)"),
+        (np.zeros((2, 2, 0), np.uint8), "got uint8 (2, 2, 0)"),
         (np.zeros((5, 2, 2, 3), np.uint8), "got uint8 (5, 2, 2, 3); for several images pass a list"),
         (np.zeros((0, 2, 3), np.uint8), "got uint8 (0, 2, 3)"),
         (np.zeros(3, np.uint8), "got uint8 (3,)"),
@@ -86,23 +92,99 @@ def test_any_other_array_is_refused_with_its_dtype_and_shape(client, server, arr
 
 @pytest.mark.parametrize(
     ("mode", "channels"),
-    [("1", 1), ("L", 1), ("RGB", 3), ("RGBA", 3), ("LA", 3), ("P", 3), ("CMYK", 3), ("YCbCr", 3), ("HSV", 3)],
+    [("1", 1), ("L", 1), ("RGB", 3), ("RGBA", 4), ("LA", 2), ("P", 3), ("CMYK", 3), ("YCbCr", 3), ("HSV", 3)],
 )
-def test_a_pil_image_is_sent_as_grey_or_rgb_pixels(client, server, mode, channels):
+def test_a_pil_image_is_sent_as_grey_or_rgb_pixels_with_its_alpha(client, server, mode, channels):
     image = Image.fromarray(COLOUR).convert(mode)
     client.classify(image)
 
     raw = sent(server).raw
     assert (raw.height, raw.width, raw.channels) == (2, 3, channels)
-    assert raw.data == image.convert("L" if channels == 1 else "RGB").tobytes()
+    assert raw.data == image.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]).tobytes()
 
 
-def test_a_pil_palette_with_transparency_is_sent_as_its_colours(client, server):
+def pixels_of(server):
+    raw = sent(server).raw
+    return np.frombuffer(raw.data, np.uint8).reshape(raw.height, raw.width, raw.channels)
+
+
+@pytest.mark.parametrize("transparency", [bytes(range(256)), 3, b"\0"])
+def test_a_pil_palette_with_transparency_is_sent_with_alpha(client, server, transparency):
     image = Image.fromarray(COLOUR).convert("P")
-    image.info["transparency"] = bytes(range(256))
+    indexes = np.asarray(image)
+    image.info["transparency"] = transparency
     client.classify(image)
 
-    assert sent(server).raw.data == Image.fromarray(COLOUR).convert("P").convert("RGB").tobytes()
+    alphas = np.full(256, 255, np.uint8)
+    if isinstance(transparency, int):
+        alphas[transparency] = 0
+    else:
+        alphas[: len(transparency)] = list(transparency)
+    np.testing.assert_array_equal(pixels_of(server)[..., 3], alphas[indexes])
+    colours = np.asarray(Image.fromarray(COLOUR).convert("P").convert("RGB"))
+    np.testing.assert_array_equal(pixels_of(server)[..., :3], colours)
+
+
+@pytest.mark.parametrize(
+    ("image", "transparency", "expected"),
+    [
+        (Image.fromarray(GREY), 4, [[0, 1, 2], [3, 4, 5]]),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), 4 * 257, [[0, 1, 2], [3, 4, 5]]),
+        (Image.fromarray(GREY == 4), 255, [[0, 0, 0], [0, 255, 0]]),
+    ],
+    ids=["L", "I;16", "1"],
+)
+def test_a_pil_image_with_a_transparent_grey_is_sent_with_alpha(
+    client, server, image, transparency, expected
+):
+    image.info["transparency"] = transparency
+    client.classify(image)
+
+    np.testing.assert_array_equal(pixels_of(server)[..., 0], expected)
+    np.testing.assert_array_equal(pixels_of(server)[..., 1], np.where(GREY == 4, 0, 255))
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_a_pil_image_with_a_transparent_colour_is_sent_with_alpha(client, server, factor):
+    image = Image.fromarray(COLOUR)
+    # Of a PNG with 16 bits a channel Pillow keeps the colour as it was.
+    image.info["transparency"] = tuple(factor * int(value) for value in COLOUR[1, 2])
+    client.classify(image)
+
+    np.testing.assert_array_equal(pixels_of(server)[..., :3], COLOUR)
+    np.testing.assert_array_equal(pixels_of(server)[..., 3], [[255, 255, 255], [255, 255, 0]])
+
+
+@pytest.mark.parametrize("mode", ["RGBa", "La"])
+def test_premultiplied_colours_are_sent_as_they_were(client, server, mode):
+    alpha, colour = np.meshgrid(np.arange(256), np.arange(256))
+    multiplied = np.minimum(colour, alpha)
+    bands = [multiplied] * (3 if mode == "RGBa" else 1)
+    stored = np.dstack([*bands, alpha]).astype(np.uint8)
+    client.classify(Image.frombytes(mode, (256, 256), stored.tobytes()))
+
+    sent_pixels = pixels_of(server).astype(int)
+    # Laid on black they are again what they were.
+    np.testing.assert_array_equal(sent_pixels[..., -1], alpha)
+    laid = (sent_pixels[..., 0] * alpha + 127) // 255
+    np.testing.assert_array_equal(laid, multiplied)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data:image/png;base64,iVBORw0KGgo" + "A" * 9000, "got a data URL (data:image/png;base64,iVBORw0"),
+        ("https://example.com/cat.jpg", "got a URL (https://example.com/cat.jpg); fetch it"),
+        ("/9j/4AAQ" * 9000, "got a text of 72000 characters (/9j/4AAQ/9j"),
+    ],
+)
+def test_a_text_that_is_no_path_is_named_for_what_it_is(client, server, text, said):
+    with pytest.raises(InvalidImageError) as refusal:
+        client.classify(text)
+
+    assert said in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+    assert server.service.requests == []
 
 
 def test_a_16_bit_pil_image_is_scaled_to_8_bits(client, server):

@@ -67,6 +67,8 @@ def test_a_whole_manifest_becomes_plain_values(write):
         ({"preprocessing__value_range": 2}, "value_range: expected 1 or 255, got 2"),
         ({"preprocessing__pad_color": [0, 0, 256]}, "pad_color: expected 3 numbers of 0 to 255"),
         ({"preprocessing__pad_color": [9]}, "pad_color: expected 3 numbers of 0 to 255"),
+        ({"preprocessing__background": [0, 0, 256]}, "background: expected 3 numbers of 0 to 255"),
+        ({"preprocessing__background": [9, 9]}, "or 1 (grey), got [9, 9]"),
         ({"preprocessing__crop_rounding": 9}, "crop_rounding: 9 is not known"),
         ({"preprocessing__resize_mode": "RESIZE_MODE_UNSPECIFIED"}, "resize_mode: 0 is not known"),
         ({"output__kind": "KIND_UNSPECIFIED"}, "output.kind: 0 is not known"),

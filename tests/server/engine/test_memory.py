@@ -37,6 +37,62 @@ def test_where_the_library_cannot_it_does_nothing(monkeypatch):
         memory._glibc.cache_clear()
 
 
+def written(root, **contents):
+    for path, content in contents.items():
+        file = root / path.replace("__", "/").replace("DOT", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+
+
+def limit_in(root):
+    return memory._least(root, root / "proc")
+
+
+def test_the_memory_limit_is_at_most_the_machines():
+    assert 0 < memory.memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("104857600\n", 100 << 20), ("max\n", None), ("nonsense", None)]
+)
+def test_a_version_2_memory_limit_is_read(tmp_path, text, expected):
+    written(tmp_path, proc="0::/pod/container\n", pod__container__memoryDOTmax=text)
+
+    assert limit_in(tmp_path) == (expected or memory.memory_limit())
+
+
+def test_the_tightest_of_the_enclosing_memory_limits_counts(tmp_path):
+    written(
+        tmp_path,
+        proc="0::/pod/container\n",
+        pod__memoryDOTmax="104857600",
+        pod__container__memoryDOTmax="209715200",
+    )
+
+    assert limit_in(tmp_path) == 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("104857600", 100 << 20), ("9223372036854771712", None)], ids=["limit", "none"]
+)
+def test_a_version_1_memory_limit_is_read_too(tmp_path, text, expected):
+    # Inside a container the path is the host's, and its own root has the limit.
+    written(tmp_path, proc="3:cpu:/x\n4:memory:/docker/abc\n", memory__memoryDOTlimit_in_bytes=text)
+
+    assert limit_in(tmp_path) == (expected or memory.memory_limit())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no ulimit")
+def test_what_ulimit_allows_is_a_limit_too():
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_DATA, (700 << 20, 700 << 20)); "
+        "from vistazo_server.engine.memory import memory_limit; print(memory_limit() >> 20)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert int(told.stdout) <= 700
+
+
 HEAPS_OF_EIGHT_THREADS = """
 import ctypes, sys, threading
 from vistazo_server.engine import memory

@@ -130,7 +130,7 @@ def server_preprocessor(preset) -> Preprocessor:
             resize_size=resize,
             interpolation=Image.Resampling[preset.interpolation.name],
         ),
-        max_pixels=50_000_000,
+        max_pixels=65_000_000,
     )
 
 
@@ -142,7 +142,12 @@ def torchvision_pixels(preset, data: bytes) -> np.ndarray:
     """
     with Image.open(io.BytesIO(data)) as opened, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow, of palettes with transparency
-        image = opened.convert("RGB")
+        image = opened
+        if opened.has_transparency_data:
+            # As a viewer shows it, which torchvision leaves to its callers.
+            transparent = opened.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), transparent)
+        image = image.convert("RGB")
     mean, std = preset.mean, preset.std
     preset.mean, preset.std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
     try:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import struct
+import zlib
 
 import grpc
 import numpy as np
@@ -11,7 +12,16 @@ import pytest
 from PIL import Image
 
 from support import quadrants
-from support.images import AS_STORED, animation, file, interlaced_png, picture, png_claiming, turned
+from support.images import (
+    AS_STORED,
+    animation,
+    file,
+    interlaced_png,
+    picture,
+    png_chunk,
+    png_claiming,
+    turned,
+)
 from support.serving import encoded, labels, probabilities, pushback, raw, serving, softmax, until
 from support.tiny import LABELS, plain, tiny_manifest, tiny_model, write_model
 from vistazo_proto import classification_pb2 as pb
@@ -45,6 +55,30 @@ def with_odd_exif(tag: int, kind: int, data: bytes, *, orientation: int = 6) -> 
     block += b"".join(struct.pack(">HHI", tag, kind, 1) + value for tag, kind, value in sorted(entries))
     return file(PHOTO, "JPEG", quality=100, subsampling=0, exif=b"Exif\0\0" + block + bytes(32))
 
+
+WHITE = (255, 255, 255)
+
+
+def on_white(colour, alpha: int):
+    return tuple((value * alpha + 255 * (255 - alpha)) / 255 for value in colour)
+
+
+def with_chunk(name: bytes, data: bytes, *, damaged: bool = False) -> bytes:
+    """A PNG with one chunk more, in front of its pixels."""
+    png, chunk = file(PHOTO), png_chunk(name, data)
+    return png[:33] + (chunk[:-1] + bytes([chunk[-1] ^ 1]) if damaged else chunk) + png[33:]
+
+
+def bomb() -> bytes:
+    """Three megabytes that unpack to three gigabytes."""
+    packer = zlib.compressobj(9)
+    megabyte = packer.compress(bytes(10 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    again = zlib.compressobj(9)
+    again.compress(bytes(1))
+    return megabyte + (again.compress(bytes(10 << 20)) + again.flush(zlib.Z_FULL_FLUSH)) * 300
+
+
+BOMB = bomb()
 
 ANSWERED = {
     "JPEG": (lambda: file(PHOTO, "JPEG", quality=100), COLOUR),
@@ -80,34 +114,61 @@ ANSWERED = {
     "interlaced PNG": (lambda: interlaced_png(PHOTO), COLOUR),
     "greyscale PNG": (lambda: file(Image.new("L", (56, 40), 90)), (90, 90, 90)),
     "black and white PNG": (lambda: file(Image.new("1", (56, 40), 1)), (255, 255, 255)),
-    "greyscale PNG with alpha": (lambda: transparent("LA", (90,), alpha=7), (90, 90, 90)),
-    "colour PNG with alpha": (lambda: transparent("RGBA", COLOUR, alpha=0), COLOUR),
+    "greyscale PNG with alpha": (lambda: transparent("LA", (90,), alpha=7), (250, 250, 250)),
+    "colour PNG with alpha": (lambda: transparent("RGBA", COLOUR, alpha=0), WHITE),
+    "colour PNG whose alpha lets nothing through": (lambda: transparent("RGBA", COLOUR, alpha=255), COLOUR),
     "16-bit grey PNG": (
         lambda: file(np.full((40, 56), 0x6400, dtype=np.uint16)),
         (100, 100, 100),
     ),
     "palette PNG": (lambda: palette(COLOUR), COLOUR),
-    "palette PNG with a transparent colour": (lambda: palette(COLOUR, transparency=1), COLOUR),
-    "palette PNG with an alpha for each colour": (lambda: palette(COLOUR, transparency=b"\x80\x07"), COLOUR),
+    "palette PNG with a transparent colour": (lambda: palette(COLOUR, transparency=1), WHITE),
+    "palette PNG with an alpha for each colour": (
+        lambda: palette(COLOUR, transparency=b"\x80\x33"),
+        on_white(COLOUR, 0x33),
+    ),
+    "PNG with a transparent colour": (lambda: file(PHOTO, transparency=COLOUR), WHITE),
+    "PNG with a transparent grey": (lambda: file(Image.new("L", (56, 40), 90), transparency=90), WHITE),
     "WebP": (lambda: file(PHOTO, "WEBP", lossless=True), COLOUR),
     "WebP with alpha": (
         lambda: file(Image.new("RGBA", (56, 40), (*COLOUR, 200)), "WEBP", lossless=True, exact=True),
-        COLOUR,
+        on_white(COLOUR, 200),
     ),
     "BMP": (lambda: file(PHOTO, "BMP"), COLOUR),
     "palette BMP": (lambda: palette(COLOUR, kind="BMP"), COLOUR),
     "one pixel": (lambda: file(plain(*COLOUR, height=1, width=1)), COLOUR),
     "PNG with something after its end": (lambda: file(PHOTO) + b"<script>", COLOUR),
+    "JPEG with something after its end": (
+        lambda: file(PHOTO, "JPEG", quality=100) + b"\xff\xd8\xff<script>",
+        COLOUR,
+    ),
+    "PNG with a profile of 3 MB": (
+        lambda: with_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(3_000_000))),
+        COLOUR,
+    ),
+    "PNG with a text of 3 MB": (
+        lambda: with_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+        COLOUR,
+    ),
+    "PNG with a text of 3 GB": (lambda: with_chunk(b"zTXt", b"a\0\0" + BOMB), COLOUR),
+    "PNG with a damaged date": (lambda: with_chunk(b"tIME", bytes(7), damaged=True), COLOUR),
+    "PNG with damaged EXIF": (lambda: with_chunk(b"eXIf", b"MM", damaged=True), COLOUR),
 }
 
-NO_IMAGE = r"expected a JPEG, PNG, WebP or BMP file, got \d+ bytes of something else"
+NO_IMAGE = r"expected a JPEG, PNG, WebP or BMP file, got \d+ bytes of .+; .+"
+
+
+def of(kind: str) -> str:
+    return rf"expected a JPEG, PNG, WebP or BMP file, got \d+ bytes of {kind}; .+"
+
+
 BROKEN = r"the image cannot be decoded: .+"
 FRAMES = (picture(PHOTO), picture(255 - PHOTO))
 
 REFUSED = {
-    "text named .jpg": (lambda: b"This is a text.\n" * 9, NO_IMAGE),
-    "nothing": (lambda: b"", "expected an encoded image, got 0 bytes"),
-    "zeros": (lambda: bytes(5000), NO_IMAGE),
+    "text named .jpg": (lambda: b"This is a text.\n" * 9, of("text")),
+    "nothing": (lambda: b"", "expected an encoded image, got 0 bytes: .*empty.*"),
+    "zeros": (lambda: bytes(5000), of("zeros")),
     "half a JPEG": (lambda: file(noise(), "JPEG")[:3000], BROKEN),
     "the first bytes of a JPEG": (lambda: file(noise(), "JPEG")[:20], f"{NO_IMAGE}|{BROKEN}"),
     "half a PNG": (lambda: file(noise())[:3000], BROKEN),
@@ -116,10 +177,10 @@ REFUSED = {
     "PNG with a wrong checksum": (lambda: flipped(file(noise()), 60), f"{NO_IMAGE}|{BROKEN}"),
     "PNG that claims gigapixels": (
         lambda: png_claiming(60_000, 60_000),
-        r"expected at most 50 megapixels, got 60000×60000 \(3600\.0 megapixels\)",
+        r"expected at most 65 megapixels, got 60000×60000 \(3600\.0 megapixels\)",
     ),
-    "GIF": (lambda: file(picture(PHOTO), "GIF"), NO_IMAGE),
-    "animated GIF": (lambda: animation("GIF", *FRAMES), NO_IMAGE),
+    "GIF": (lambda: file(picture(PHOTO), "GIF"), of("a GIF image")),
+    "animated GIF": (lambda: animation("GIF", *FRAMES), of("an animated GIF")),
     "animated WebP": (
         lambda: animation("WEBP", *FRAMES),
         "expected a still image, got an animation of 2 frames",
@@ -128,10 +189,12 @@ REFUSED = {
         lambda: animation("PNG", *FRAMES),
         "expected a still image, got an animation of 2 frames",
     ),
-    "TIFF": (lambda: file(picture(PHOTO), "TIFF"), NO_IMAGE),
-    "PDF": (lambda: file(picture(PHOTO), "PDF"), NO_IMAGE),
-    "SVG": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", NO_IMAGE),
+    "TIFF": (lambda: file(picture(PHOTO), "TIFF"), of("a TIFF image, or .*")),
+    "PDF": (lambda: file(picture(PHOTO), "PDF"), of("a PDF document")),
+    "SVG": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", of("an SVG drawing")),
 }
+
+CHANNELS = "raw.channels: expected 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha)"
 
 REFUSED_RAW = {
     "too few bytes": (
@@ -154,10 +217,10 @@ REFUSED_RAW = {
         pb.RawPixels(data=bytes(48), height=4, channels=3),
         "raw: expected a height and width of at least 1, got 4×0",
     ),
-    "no channels": (pb.RawPixels(data=bytes(16), height=4, width=4), "raw.channels: expected 1 or 3, got 0"),
-    "four channels": (
-        pb.RawPixels(data=bytes(64), height=4, width=4, channels=4),
-        "raw.channels: expected 1 or 3, got 4",
+    "no channels": (pb.RawPixels(data=bytes(16), height=4, width=4), f"{CHANNELS}, got 0"),
+    "five channels": (
+        pb.RawPixels(data=bytes(80), height=4, width=4, channels=5),
+        f"{CHANNELS}, got 5",
     ),
     "sizes whose product is 0 in 32 bits": (
         pb.RawPixels(data=b"", height=2**31, width=2, channels=1),
@@ -287,7 +350,7 @@ async def test_a_strip_that_would_grow_beyond_the_limit_is_refused(tmp_path, hei
     grown = "256000000×256" if width > height else "256×256000000"
     async with serving(tmp_path) as server:
         reason = await refusal(server, encoded(file(np.zeros((height, width), dtype=np.uint8))))
-        assert reason == f"expected at most 50 megapixels, got after resizing, {grown} (65536.0 megapixels)"
+        assert reason == f"expected at most 65 megapixels, got after resizing, {grown} (65536.0 megapixels)"
         assert labels((await server.classify(encoded(file(PHOTO)))).results[0])[0] == "red"
 
 
