@@ -262,6 +262,7 @@ CLASSIFY_REQUESTS = st.builds(
     version=st.sampled_from(["", "1", "2", "-1", "é"]),
     images=st.lists(IMAGES, max_size=3),
     top_k=st.none() | st.integers(0, 5) | st.just(2**32 - 1),
+    min_probability=st.none() | st.sampled_from([0.0, 0.5, 1.0]) | st.floats(width=32),
 )
 
 
@@ -291,7 +292,10 @@ def valid_messages() -> dict[str, list[bytes]]:
     image.inputs.add(name="images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(IMAGE_FILE)
     pixels = cls.RawPixels(data=bytes(48), height=4, width=4, channels=3)
     classify = cls.ClassifyRequest(
-        model="tiny", images=[cls.Image(encoded=IMAGE_FILE), cls.Image(raw=pixels)], top_k=2
+        model="tiny",
+        images=[cls.Image(encoded=IMAGE_FILE), cls.Image(raw=pixels)],
+        top_k=2,
+        min_probability=0.25,
     )
     infers = [tensor.SerializeToString(), image.SerializeToString()]
     streamed = cls.ClassifyStreamRequest(id="7", request=classify)
