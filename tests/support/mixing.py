@@ -149,6 +149,52 @@ def in_a_function() -> onnx.ModelProto:
     return model
 
 
+def in_a_loop() -> onnx.ModelProto:
+    """Return a graph that quantises dynamically, twice, in the body of a Loop."""
+    nodes = [
+        node("DynamicQuantizeLinear", ["c"], ["q", "s", "z"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["next"]),
+        node("Identity", ["go"], ["on"]),
+    ]
+    number, yes, rows, on, after = (
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("number", TensorProto.INT64, []),
+            ("go", TensorProto.BOOL, []),
+            ("c", TensorProto.FLOAT, None),
+            ("on", TensorProto.BOOL, []),
+            ("next", TensorProto.FLOAT, None),
+        )
+    )
+    body = helper.make_graph(nodes, "body", [number, yes, rows], [on, after])
+    return of(node("Loop", ["times", "", "x"], ["y"], body=body), times=np.array(2))
+
+
+def in_pairs() -> onnx.ModelProto:
+    """Return a graph that takes the mean of two samples from each: only of those side by side."""
+    return of(
+        node("Reshape", ["x", "pairs"], ["p"]),
+        node("ReduceMean", ["p", "axes"], ["mean"]),
+        node("Sub", ["p", "mean"], ["d"]),
+        node("Reshape", ["d", "rows"], ["y"]),
+        pairs=np.array([-1, 8]),
+        axes=np.array([1]),
+        rows=np.array([-1, 4]),
+    )
+
+
+def pairwise() -> onnx.ModelProto:
+    """Return a graph that compares each sample with each."""
+    return of(
+        node("Unsqueeze", ["x", "one"], ["a"]),
+        node("Unsqueeze", ["x", "zero"], ["b"]),
+        node("Sub", ["a", "b"], ["apart"]),
+        node("ReduceSum", ["apart", "one"], ["y"], keepdims=0),
+        one=np.array([1]),
+        zero=np.array([0]),
+    )
+
+
 def shared_out() -> onnx.ModelProto:
     """Return a graph that divides by the number of samples."""
     return of(
@@ -210,6 +256,8 @@ MIXING: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "attention over the batch": (attending, "MatMul meets each sample with the others of the batch"),
     "in a branch": (in_a_branch, "DynamicQuantizeLinear scales a batch as one"),
     "in a function": (in_a_function, "ReduceMean over axis 0 is over the batch"),
+    "in a loop": (in_a_loop, "DynamicQuantizeLinear scales a batch as one"),
+    "pairwise": (pairwise, "Sub meets each sample with the others of the batch"),
     "shared out": (shared_out, ""),
     "not a number": (poisoned, ""),
     "whole numbers": (of_whole_numbers, ""),
@@ -328,6 +376,30 @@ def old_softmax() -> onnx.ModelProto:
     return model
 
 
+def one_behind_the_other() -> onnx.ModelProto:
+    """Return a graph that joins two of its own batches to run them as one, and parts them again."""
+    return of(
+        node("Concat", ["x", "x"], ["twice"], axis=0),
+        node("MatMul", ["twice", "w"], ["h"]),
+        node("Split", ["h"], ["a", "b"], axis=0, num_outputs=2),
+        node("Add", ["a", "b"], ["y"]),
+        w=WEIGHTS,
+    )
+
+
+def heads() -> onnx.ModelProto:
+    """Return a graph in which the parts of a sample attend to one another."""
+    return of(
+        node("Reshape", ["x", "parts"], ["t"]),
+        node("Transpose", ["t"], ["k"], perm=[0, 2, 1]),
+        node("MatMul", ["t", "k"], ["all"]),
+        node("Softmax", ["all"], ["p"]),
+        node("MatMul", ["p", "t"], ["o"]),
+        node("Flatten", ["o"], ["y"]),
+        parts=np.array([0, 2, 2]),
+    )
+
+
 HARMLESS: dict[str, Callable[[], onnx.ModelProto]] = {
     "mean of the rest": lambda: centred(axes=[1]),
     "counted from the end": lambda: centred(axes=[-1]),
@@ -342,5 +414,7 @@ HARMLESS: dict[str, Callable[[], onnx.ModelProto]] = {
     "static quantisation": quantised_once,
     "read by nobody": beside_nothing,
     "embedding": embedding,
+    "joined and parted": one_behind_the_other,
+    "attention in a sample": heads,
 }
 """By what they look like."""

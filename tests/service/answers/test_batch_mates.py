@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from support.foreign import CLASSES, SIDE, classifier
 from support.graphs import write_graph
-from support.mixing import HARMLESS, MIXING, trained
+from support.mixing import HARMLESS, MIXING, in_pairs, trained
 from support.serving import Serving, probabilities, raw, serving
 from vistazo_client.cli import main
-from vistazo_export.errors import ParityError
+from vistazo_export.errors import GraphError, ParityError
 from vistazo_export.importer import ImportRequest, import_model
 from vistazo_export.progress import Progress
 from vistazo_proto import classification_pb2 as pb
@@ -202,3 +202,15 @@ async def test_statistics_of_training_are_refused_by_the_import_and_told_of_a_ba
         bare = await server.stub.GetModel(pb.GetModelRequest(name="bare"))
 
     assert "in training mode takes the statistics of the batch, and keeps them" in bare.one_by_one
+
+
+async def test_a_graph_that_mixes_and_cannot_run_a_sample_alone_is_refused(tmp_path: Path):
+    with pytest.raises(GraphError, match="cannot run the graph at batch 1"):
+        await to_thread(add_model, tmp_path / "models", "imported", in_pairs())
+    write_graph(tmp_path / "models", "bare", in_pairs())
+    write_graph(tmp_path / "models", "other", HARMLESS["mean of the rest"]())
+    async with serving(tmp_path / "models") as server:
+        bare = await server.stub.GetModel(pb.GetModelRequest(name="bare"))
+
+    assert bare.state == pb.FAILED
+    assert "fails at batch 1" in bare.reason
