@@ -10,7 +10,13 @@ from typing import Final
 
 from vistazo_server.artifact.model_formats import MANIFEST_FILE, MODEL_FILE, is_clutter
 from vistazo_server.errors import InvalidRequestError, RepositoryUnreadableError
-from vistazo_server.repository.layout import Stray, is_dangling, strays_in_model, strays_in_root
+from vistazo_server.repository.layout import (
+    Stray,
+    is_dangling,
+    strays_in_model,
+    strays_in_root,
+    wrong_root,
+)
 from vistazo_server.repository.versions import is_version
 
 FileMark = tuple[str, int, int, int, int]
@@ -80,6 +86,9 @@ class RepositoryFolder:
             strays += strange
             if versions:
                 found[name] = versions
+        if not found and (hint := wrong_root(self.root)):
+            # Taken for a repository, what lies in it would be named as if it had to be moved.
+            return Seen(found, (Stray(str(self.root), "it has no <name>/<version>/ folder", hint),))
         return Seen(found, tuple(sorted([*strays, *strays_in_root(self.root, others)])))
 
     def scan_model(self, name: str) -> FoundVersions:

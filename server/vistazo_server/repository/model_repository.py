@@ -105,15 +105,12 @@ class ModelRepository:
         except RepositoryUnreadableError as error:
             raise StartupError(f"the model repository {error}") from error
         seen, strays = look.models, look.strays
-        if not seen:
-            hint = wrong_root(root)
-            if not may_be_empty:
-                if not hint and len(strays) > MOST_TOLD:
-                    self.tell_of(strays)
-                hint = hint or _several(strays) or f"fill it with `vistazo export resnet18 --models {root}`"
-                raise StartupError(f"the model repository {root} has no <name>/<version>/ folder; {hint}")
-            if hint:
-                log.warning("repository_without_models", path=str(root), reason=hint)
+        if not seen and not may_be_empty:
+            if len(strays) > MOST_TOLD:
+                self.tell_of(strays)
+            fill = f"fill it with `vistazo export resnet18 --models {root}`"
+            hint = wrong_root(root) or _several(strays) or fill
+            raise StartupError(f"the model repository {root} has no <name>/<version>/ folder; {hint}")
         self.tell_of(strays)
         for name in seen if names is None else names:
             if name not in seen:

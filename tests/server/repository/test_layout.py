@@ -264,8 +264,9 @@ async def test_a_server_that_waits_for_models_warns_of_a_path_that_is_no_reposit
         async with repository_of(one_model(tmp_path), FakeModels(), start=False):
             pass
 
-    assert logs[0]["event"] == "repository_without_models"
-    assert logs[0]["reason"] == f"it is one model itself, with version 1: say --models {tmp_path}"
+    (line,) = logs
+    assert (line["event"], line["path"]) == ("not_served", str(tmp_path / "tiny"))
+    assert line["to_serve_it"] == f"it is one model itself, with version 1: say --models {tmp_path}"
 
 
 def flat(root: Path) -> None:
