@@ -34,8 +34,7 @@ from vistazo_server.telemetry.metrics import Metrics
 from vistazo_server.telemetry.tracing import Tracing
 
 # Of the memory that there is, this much is for large images while they are decoded. Of 1 GiB it is enough for
-# a photograph of 50 megapixels that has to be turned, and leaves 590 MiB for a model and the files of those
-# that wait.
+# a photograph of 50 megapixels that has to be turned, and leaves 590 MiB for a model and what waits.
 DECODE_SHARE: Final = 0.42
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from vistazo_server.errors import DrainingError, ServingError, without_frames
+from vistazo_server.errors import DrainingError, OverloadedError, ServingError, without_frames
 from vistazo_server.rpc.deadline import Context, seconds_left
 from vistazo_server.rpc.wire import pushback_ms
 from vistazo_server.telemetry import request_id, tracing
@@ -27,6 +27,9 @@ REASON_KEY: Final = "vistazo-error-reason"
 
 # Trailers share one header block with a limit of 8 KiB; a longer detail would break the call itself.
 MAX_DETAIL_CHARACTERS: Final = 1000
+
+# There may be memory again when others' images are decoded.
+NO_MEMORY_RETRY_SECONDS: Final = 1.0
 
 _STATUS_OF_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -199,7 +202,14 @@ async def _abort(context: Context, error: ServingError) -> None:
 
 
 def _meaning(error: BaseException) -> BaseException:
-    """Return the error that a task group wrapped, when it is the only one."""
+    """Return the error that a task group wrapped, when it is the only one; of a lack of memory, a status."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return error
+    return no_memory() if isinstance(error, MemoryError) else error
+
+
+def no_memory() -> OverloadedError:
+    """Return what to tell a caller whose request there is no memory for now."""
+    return OverloadedError(
+        "the server has no memory left for the request", retry_after=NO_MEMORY_RETRY_SECONDS
+    )

@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from vistazo_server.errors import DrainingError, InvalidRequestError, ServingError
-from vistazo_server.rpc.calls import Rpc, Work, freed, tell_id
+from vistazo_server.rpc.calls import Rpc, Work, freed, no_memory, tell_id
 from vistazo_server.rpc.deadline import Context
 from vistazo_server.rpc.stream import OpenStreams
 from vistazo_server.rpc.tokens import Metadata, Tokens, authorize
@@ -208,11 +208,19 @@ class RpcInterceptor:
 
 
 def _taken(held: list[Any]) -> Any:  # noqa: ANN401
-    """Return the one request of a method, and leave grpc with nothing. Raises InvalidRequestError."""
+    """Return the one request of a method, and leave grpc with nothing. Raises the error in its place."""
     message = held.pop()
-    if type(message) is InvalidRequestError:
+    if isinstance(message, ServingError):
         raise message
     return message
+
+
+def _has_memory(size: int) -> bool:
+    try:
+        bytearray(size)
+    except MemoryError:
+        return False
+    return True
 
 
 def _parser(handler: Any) -> Callable[[bytes], Any]:  # noqa: ANN401
@@ -231,9 +239,11 @@ def _parser(handler: Any) -> Callable[[bytes], Any]:  # noqa: ANN401
         try:
             message = parse(data)
         except DecodeError:
-            error = InvalidRequestError(
+            error: ServingError = InvalidRequestError(
                 f"request: expected a message of the method's type, got {len(data)} bytes"
             )
+            if not _has_memory(2 * len(data)):
+                error = no_memory()  # protobuf tells this by the same error
             if handler.request_streaming:
                 raise error from None
             return [error]
