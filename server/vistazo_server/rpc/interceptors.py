@@ -185,7 +185,7 @@ class RpcInterceptor:
 
     def _unary(self, behaviour: Callable[..., Awaitable[Any]], rpc: Rpc) -> Callable[..., Awaitable[Any]]:
         """Return a behaviour with one response, wrapped."""
-        tells_every_id = self._tells_every_id
+        tells_every_id, takes_stream = self._tells_every_id, rpc.takes_stream
 
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
             # An id that nobody sent, of a request that the log will not mention, is no use to anybody, and a
@@ -195,7 +195,7 @@ class RpcInterceptor:
             started = rpc.began()
             try:
                 # Its frames alone hold the message now, and let go of it when its images are taken out.
-                response = await behaviour(_taken(request), context)
+                response = await behaviour(request if takes_stream else _taken(request), context)
             except BaseException as error:
                 ending = rpc.failed(error, context, started)
                 del request, context  # see calls.freed

@@ -62,7 +62,10 @@ def test_the_number_of_images_is_bound(images, message):
     [
         (pb.Image(), "expected encoded bytes or raw pixels, got neither"),
         (raw(height=0), "got 0×2"),
-        (raw(channels=4), "raw.channels: expected 1 or 3, got 4"),
+        (
+            raw(channels=5),
+            "raw.channels: expected 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha), got 5",
+        ),
         (raw(data=bytes(11)), "raw.data: expected 12 bytes for 2×2×3, got 11"),
         (raw(height=1 << 31, width=1 << 31), "got 12"),
     ],

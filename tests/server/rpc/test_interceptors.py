@@ -236,7 +236,7 @@ async def test_what_grpc_keeps_leads_nowhere_into_the_engine(kind, make, grouped
     rpc = interceptor.rpc(factory(behaviour, request_deserializer=Message), f"/{SERVICE}/Any")
     context = FakeContext()
     if kind == "unary":
-        answering = rpc.handler.unary_unary(Message(b""), context)
+        answering = rpc.handler.unary_unary(rpc.handler.request_deserializer(b""), context)
     else:
         answering = anext(rpc.handler.stream_stream(no_requests(), context))
     with pytest.raises(grpc.aio.AbortError):
