@@ -178,9 +178,9 @@ async def test_a_bad_image_among_many_fails_alone(models):
     errors = [response.results[at].error for at in (1, 3, 4)]
     assert {error.code for error in errors} == {grpc.StatusCode.INVALID_ARGUMENT.value[0]}
     assert [error.message for error in errors] == [
-        "images[1]: expected a JPEG, PNG, WebP or BMP file, got 12 bytes of something else",
+        "images[1]: expected a JPEG, PNG, WebP or BMP file, got 12 bytes of text; send the image file itself",
         "images[3]: expected encoded bytes or raw pixels, got neither",
-        "images[4]: expected an encoded image, got 0 bytes",
+        "images[4]: expected an encoded image, got 0 bytes: the file is empty, or was not read",
     ]
 
 
@@ -191,7 +191,7 @@ async def test_a_request_of_one_bad_image_fails_as_a_whole(models):
 
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert failed.value.details() == (
-        "images[0]: expected a JPEG, PNG, WebP or BMP file, got 12 bytes of something else"
+        "images[0]: expected a JPEG, PNG, WebP or BMP file, got 12 bytes of text; send the image file itself"
     )
     assert pushback(failed.value) is None
 

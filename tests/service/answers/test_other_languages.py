@@ -96,7 +96,7 @@ async def test_a_node_client_sees_the_status_and_the_message_of_a_bad_request(mo
 
     assert bad_image["code"] == "INVALID_ARGUMENT"
     assert bad_image["details"] == (
-        "images[0]: expected a JPEG, PNG, WebP or BMP file, got 15 bytes of something else"
+        "images[0]: expected a JPEG, PNG, WebP or BMP file, got 15 bytes of text; send the image file itself"
     )
     assert "grpc-retry-pushback-ms" not in bad_image["trailers"]
     assert no_model["code"] == "NOT_FOUND"
