@@ -18,8 +18,8 @@ Array = npt.NDArray[Any]
 
 # What a trial may take beyond the few runs without which nothing is known. An import has only this to go by;
 # of an export real images at all sizes have been compared already.
-IMPORT_SECONDS = 20.0
-EXPORT_SECONDS = 2.0
+IMPORT_SECONDS = 5.0
+EXPORT_SECONDS = 0.5
 
 
 def try_batch_mates(

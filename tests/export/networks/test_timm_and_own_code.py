@@ -94,9 +94,17 @@ def first_logits(models: Path, name: str, image, version: int = 1) -> np.ndarray
     return session.run(None, {"images": pixels[np.newaxis]})[0]
 
 
-MORE_FAMILIES = ("mobilenetv3_small_050", "test_efficientnet", "test_byobnet", "test_nfnet", "test_coatnet")
+MORE_FAMILIES = (
+    "test_vit",
+    "test_convnext",
+    "mobilenetv3_small_050",
+    "test_efficientnet",
+    "test_byobnet",
+    "test_nfnet",
+    "test_coatnet",
+)
 FAMILIES = (
-    *("resnet10t", "test_vit", "test_convnext"),
+    "resnet10t",
     *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_FAMILIES),
 )
 """Small ones, a family each."""
