@@ -66,11 +66,15 @@ def network(name: str) -> torch.nn.Module:
 def write_files(folder: Path, line: str) -> None:
     """Write what a command names: small files of the kinds that the guide tells of."""
     words = shlex.split(line)
-    (folder / "birds.txt").write_text("\n".join(BIRDS) + "\n", encoding="utf-8")
-    (folder / "birds.toml").write_text(blocks(OWN, "toml")[0], encoding="utf-8")
+    for name in ("birds.txt", "tags.txt"):
+        (folder / name).write_text("\n".join(BIRDS) + "\n", encoding="utf-8")
+    (folder / "labels.txt").write_text("ham\nspam\n", encoding="utf-8")
+    for name in ("birds.toml", "tags.toml", "spam.toml"):
+        (folder / name).write_text(blocks(OWN, "toml")[0], encoding="utf-8")
     if words[1] == "export":
         state = network(words[2]).state_dict()
         torch.save(state, folder / "birds.pth")
+        torch.save(state, folder / "tags.pth")
         save_file({key: value.contiguous() for key, value in state.items()}, folder / "birds.safetensors")
         averaged = {key: value * 0.5 if value.is_floating_point() else value for key, value in state.items()}
         projector = {"projector.0.weight": torch.ones(3)}
@@ -90,6 +94,8 @@ def write_files(folder: Path, line: str) -> None:
     shutil.copyfile(LIGHT / "light_squeezenet.onnx", folder / "squeezenet.onnx")
     graph = classifier(size=(224, 224), classes=len(BIRDS))
     onnx.save(graph, folder / "birds.onnx")
+    onnx.save(graph, folder / "tags.onnx")
+    onnx.save(classifier(size=(224, 224), classes=1, ending="Sigmoid"), folder / "spam.onnx")
     onnx.save(classifier(dtype=TensorProto.FLOAT), folder / "scores.onnx")
     hub = folder / "vit-base-patch16-224"
     (hub / "onnx").mkdir(parents=True)
@@ -117,8 +123,10 @@ def test_a_command_of_the_guides_does_what_it_says(tmp_path: Path, line: str):
     assert done.returncode == 0, done.stderr
     (model,) = [folder for folder in (tmp_path / "models").iterdir() if (folder / "1").is_dir()]
     manifest = read_manifest(model / "1" / "manifest.json")
-    if "birds.txt" in line or "vit-base" in line:
+    if "birds.txt" in line or "tags.txt" in line or "vit-base" in line:
         assert tuple(manifest.labels) == BIRDS
+    if "labels.txt" in line:
+        assert (tuple(manifest.labels), manifest.output.binary) == (("ham", "spam"), True)
     assert ("preprocessing: " in done.stderr) == ("--preprocess none" not in line)
     if not any(large in line for large in LARGE):
         checked = vistazo("verify", "models", folder=tmp_path)
