@@ -166,7 +166,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "input_height", "input_width", "input_channels", "labels", "weights", "precision", "max_batch_size", "device", "latencies", "scores", "one_by_one")
+    __slots__ = ("name", "version", "state", "reason", "input_height", "input_width", "input_channels", "labels", "weights", "precision", "max_batch_size", "device", "latencies", "scores", "one_by_one", "preprocessing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +182,7 @@ class Model(_message.Message):
     LATENCIES_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     ONE_BY_ONE_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: State
@@ -197,7 +198,58 @@ class Model(_message.Message):
     latencies: _containers.RepeatedCompositeFieldContainer[BatchLatency]
     scores: ScoreKind
     one_by_one: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_channels: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., device: _Optional[str] = ..., latencies: _Optional[_Iterable[_Union[BatchLatency, _Mapping]]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ..., one_by_one: _Optional[str] = ...) -> None: ...
+    preprocessing: Preprocessing
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_channels: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., device: _Optional[str] = ..., latencies: _Optional[_Iterable[_Union[BatchLatency, _Mapping]]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ..., one_by_one: _Optional[str] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ...) -> None: ...
+
+class Preprocessing(_message.Message):
+    __slots__ = ("resize_mode", "resize_size", "resize_height", "resize_width", "interpolation", "pad_color", "background", "crop_rounding", "jpeg_decoding")
+    class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        RESIZE_MODE_UNSPECIFIED: _ClassVar[Preprocessing.ResizeMode]
+        SHORTEST_EDGE: _ClassVar[Preprocessing.ResizeMode]
+        STRETCH: _ClassVar[Preprocessing.ResizeMode]
+        COVER: _ClassVar[Preprocessing.ResizeMode]
+        FIT: _ClassVar[Preprocessing.ResizeMode]
+        NO_RESIZE: _ClassVar[Preprocessing.ResizeMode]
+    RESIZE_MODE_UNSPECIFIED: Preprocessing.ResizeMode
+    SHORTEST_EDGE: Preprocessing.ResizeMode
+    STRETCH: Preprocessing.ResizeMode
+    COVER: Preprocessing.ResizeMode
+    FIT: Preprocessing.ResizeMode
+    NO_RESIZE: Preprocessing.ResizeMode
+    class CropRounding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        HALF_TO_EVEN: _ClassVar[Preprocessing.CropRounding]
+        DOWN: _ClassVar[Preprocessing.CropRounding]
+    HALF_TO_EVEN: Preprocessing.CropRounding
+    DOWN: Preprocessing.CropRounding
+    class JpegDecoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        JPEG_DECODING_UNSPECIFIED: _ClassVar[Preprocessing.JpegDecoding]
+        EXACT: _ClassVar[Preprocessing.JpegDecoding]
+        REDUCED: _ClassVar[Preprocessing.JpegDecoding]
+    JPEG_DECODING_UNSPECIFIED: Preprocessing.JpegDecoding
+    EXACT: Preprocessing.JpegDecoding
+    REDUCED: Preprocessing.JpegDecoding
+    RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
+    PAD_COLOR_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    CROP_ROUNDING_FIELD_NUMBER: _ClassVar[int]
+    JPEG_DECODING_FIELD_NUMBER: _ClassVar[int]
+    resize_mode: Preprocessing.ResizeMode
+    resize_size: int
+    resize_height: int
+    resize_width: int
+    interpolation: str
+    pad_color: _containers.RepeatedScalarFieldContainer[int]
+    background: _containers.RepeatedScalarFieldContainer[int]
+    crop_rounding: Preprocessing.CropRounding
+    jpeg_decoding: Preprocessing.JpegDecoding
+    def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., resize_height: _Optional[int] = ..., resize_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., pad_color: _Optional[_Iterable[int]] = ..., background: _Optional[_Iterable[int]] = ..., crop_rounding: _Optional[_Union[Preprocessing.CropRounding, str]] = ..., jpeg_decoding: _Optional[_Union[Preprocessing.JpegDecoding, str]] = ...) -> None: ...
 
 class BatchLatency(_message.Message):
     __slots__ = ("batch_size", "seconds")
