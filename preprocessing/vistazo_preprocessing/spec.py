@@ -23,6 +23,15 @@ class Layout(Enum):
     NCHW = "NCHW"
 
 
+class JpegDecoding(Enum):
+    """How a JPEG becomes pixels."""
+
+    EXACT = "exact"
+    """All its pixels are decoded."""
+    REDUCED = "reduced"
+    """At 1/2, 1/4 or 1/8 of its size, as long as that is at least twice the size that it is resized to."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreprocessSpec:
     """What the manifest says about the model's input."""
@@ -55,6 +64,8 @@ class PreprocessSpec:
     """What transparency is laid on: red, green and blue, or one number of grey, 0 to 255; empty is white."""
     crop_rounds_down: bool = False
     """Whether half a pixel beside the crop is rounded down, as transformers does, or to the even side."""
+    jpeg_decoding: JpegDecoding = JpegDecoding.EXACT
+    """Chosen where it is served, and not by the manifest."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
