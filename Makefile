@@ -41,8 +41,10 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --quiet
 test: $(STAMP) ## The tests, but for those that are slow by nature or have to run alone
 	OMP_NUM_THREADS=1 $(PYTEST) -n 3 --dist loadscope -m "not slow and not serial"
 
+# First those that may share the machine, one by one to whoever is free, then each of the others alone.
 test-slow: $(STAMP) ## Those: containers, a minute of soak, fuzzing, attacks, 100 reloads, perf_analyzer, load
-	$(PYTEST) -m "slow or serial"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 3 --dist load -m "slow and not serial"
+	$(PYTEST) -m serial
 
 test-python: ## The tests with another Python, in an environment of its own: PYTHON=python3.13
 	$(MAKE) --no-print-directory test VENV=.venv-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')

@@ -21,6 +21,7 @@ pytest.importorskip("sklearn", reason="scikit-learn, which has the digits, is no
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.serial,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(missing()), reason=f"the deployment's tests did not run: {missing()}"),
 ]

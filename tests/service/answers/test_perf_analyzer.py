@@ -19,6 +19,7 @@ SECONDS = 100
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.serial,
     pytest.mark.skipif(
         not BINARY.exists(),
         reason=f"no perf_analyzer on this {platform.system()}; `make perf-analyzer` fetches it",

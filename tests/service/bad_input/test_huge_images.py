@@ -4,6 +4,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from support import process
+from support.cgroups import memory_group
 from support.images import file, turned
 from support.process import VISTAZO, server_process
 from support.serving import encoded, labels
@@ -25,12 +27,11 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
 ]
 
-GIGABYTE_KB = 1 << 20
-# What a container of 1 GiB gets by default.
+GIGABYTE = 1 << 30
+# Where no control group can be made: what a container of that size takes by default.
 DECODE_MB = 430
-# A container counts the pages that are used, which the test measures. ulimit counts stacks and heaps that
-# nobody has touched, too; it is the wall behind.
-WALL_KB = GIGABYTE_KB * 5 // 4
+# And ulimit, which counts stacks and heaps that nobody has touched, too: the wall behind.
+WALL_KB = GIGABYTE // 1024 * 5 // 4
 AT_ONCE = 10
 # What a sensor of 50 megapixels gives.
 WIDTH, HEIGHT = 8160, 6144
@@ -44,12 +45,18 @@ def photograph() -> Image.Image:
 
 
 @pytest.fixture
-def one_gigabyte(tmp_path, monkeypatch) -> None:
-    """Let servers have one gigabyte of memory, as a container of that size does."""
+def one_gigabyte(tmp_path, monkeypatch) -> Iterator[tuple[str, ...]]:
+    """Let servers have one gigabyte of memory, and no more, as a container of that size does.
+
+    Gives the options that they then need: none in a control group, whose limit they read.
+    """
     command = tmp_path / "vistazo"
-    command.write_text(f'#!/bin/sh\nulimit -d {WALL_KB}\nexec {VISTAZO} "$@"\n')
-    command.chmod(command.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(process, "VISTAZO", command)
+    with memory_group(GIGABYTE) as group:
+        wall = f"ulimit -d {WALL_KB}" if group is None else f"echo $$ > {group}/cgroup.procs"
+        command.write_text(f'#!/bin/sh\n{wall}\nexec {VISTAZO} "$@"\n')
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+        yield () if group else ("--decode-memory-mb", str(DECODE_MB))
 
 
 def peak_kb(pid: int) -> int:
@@ -65,15 +72,16 @@ KINDS = {
 }
 
 
-@pytest.mark.usefixtures("one_gigabyte")
 @pytest.mark.parametrize("kind", KINDS)
-def test_ten_photographs_at_once_are_answered_or_refused_and_others_are_served(models, photograph, kind):
+def test_ten_photographs_at_once_are_answered_or_refused_and_others_are_served(
+    models, photograph, one_gigabyte, kind
+):
     huge = pb.ClassifyRequest(images=[encoded(KINDS[kind](photograph))])
     small = pb.ClassifyRequest(images=[encoded(file(plain(200, 10, 10, height=80, width=100), "JPEG"))])
     codes: list[grpc.StatusCode] = []
     refusals: list[str] = []
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-    with server_process(models, "--decode-memory-mb", str(DECODE_MB)) as server:
+    with server_process(models, *one_gigabyte) as server:
 
         def ask(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
             with grpc.insecure_channel(server.address, options=options) as channel:
@@ -102,7 +110,7 @@ def test_ten_photographs_at_once_are_answered_or_refused_and_others_are_served(m
         assert codes.count(grpc.StatusCode.OK) >= AT_ONCE // 2
         assert len(waits) > 5
         assert sorted(waits)[len(waits) // 2] < 1
-        assert peak_kb(server.process.pid) < GIGABYTE_KB
+        assert peak_kb(server.process.pid) < GIGABYTE // 1024
         assert server.process.poll() is None
         assert labels(ask(small).results[0])[0] == "red"
 

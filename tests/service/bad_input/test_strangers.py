@@ -11,7 +11,7 @@ import pytest
 from strangers.attacks import ATTACKS
 from strangers.trial import Arena, Trial, arena
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 SECONDS = 2.0
 """Of each attack."""

@@ -22,7 +22,7 @@ from vistazo_proto import classification_pb2_grpc as pb_grpc
 from vistazo_proto import open_inference_pb2, open_inference_pb2_grpc
 from vistazo_server.engine.session import create_session
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 SWAPS = 100
 CALLERS = 16
