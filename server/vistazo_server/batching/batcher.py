@@ -27,25 +27,23 @@ its samples (`Batch.settle`) from its own thread, and the loop leaves that batch
 
 import asyncio
 import functools
-import itertools
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 import structlog
 
+from vistazo_server.batching.admission import Admission
 from vistazo_server.batching.batch import Answer, Batch, Part, PendingRequest, Ran, Sample
 from vistazo_server.batching.device import TIMER_RESOLUTION, DeviceScheduler, PlannedRun, Run
 from vistazo_server.batching.latency import LatencyModel
+from vistazo_server.batching.request_queue import RequestQueue
 from vistazo_server.errors import (
     DeadlineExceededError,
-    DeadlineUnreachableError,
     DrainingError,
     InferenceError,
-    QueueFullError,
     ServingError,
 )
 from vistazo_server.telemetry import request_id, tracing
@@ -55,43 +53,12 @@ RunBatch = Callable[[Callable[[], Sequence[Sample]]], Awaitable[Ran]]
 only then is it settled who still wants an answer. With no samples left it returns no rows. It may raise
 anything: the batch has then failed."""
 
-# Over how long arrivals are averaged: some batches of the larger networks on a CPU.
-RATE_SECONDS: Final = 1.0
-
 # A batch held back for companions starts this share of its predicted time before it would have to, and no
 # less than so many seconds: runs vary, timers come late, and an answer on the very deadline is late.
 DELAY_SLACK: Final = 0.25
 LEAST_DELAY_SLACK: Final = 0.01
 
-# After a run the prediction counts as confirmed for so long, and for so many times the run's own seconds:
-# what is tried in vain takes a sixth of the device at most, and what has become possible is found within a
-# second.
-CONFIRMED_SECONDS: Final = 0.5
-CONFIRMED_RUNS: Final = 5
-# What is said to take more than so many times the time that is left is not worth a trial: a warm-up beside a
-# busy server measures a few times too much, not more.
-TRIAL_FACTOR: Final = 10
-
 log = structlog.get_logger(__name__)
-
-
-class ArrivalRate:
-    """Samples per second, those that were refused included, over the last second or so."""
-
-    __slots__ = ("_counted_at", "_rate")
-
-    def __init__(self) -> None:
-        self._rate = 0.0
-        self._counted_at = -math.inf
-
-    def count(self, samples: int, now: float) -> None:
-        """Take note of an arrival."""
-        self._rate = self.per_second(now) + samples / RATE_SECONDS
-        self._counted_at = now
-
-    def per_second(self, now: float) -> float:
-        """Return the rate: each arrival counts less the longer ago it was, by an exponential kernel."""
-        return self._rate * math.exp((self._counted_at - now) / RATE_SECONDS) if self._rate else 0.0
 
 
 class BatchObserver(Protocol):
@@ -132,14 +99,15 @@ class DynamicBatcher:
         self._observer = observer
         # Not the loop's own time: uvloop's is rounded to milliseconds and stands still within a turn.
         self._clock = clock
-        # In order of arrival; a request leaves from the middle in O(1) when it is cancelled or expires.
-        self._queue: OrderedDict[PendingRequest, None] = OrderedDict()
-        self._queued_samples = 0
-        # Of the queue as it stands; None: to be worked out when somebody asks.
-        self._earliest: float | None = None
-        self._plan: list[PlannedRun] | None = None
-        self._arrivals = ArrivalRate()
-        self._confirmed_until = -math.inf
+        self._queue = RequestQueue(self.latency, max_batch_size=max_batch_size)
+        self._admission = Admission(
+            device=device,
+            queue=self._queue,
+            latency=self.latency,
+            max_batch_size=max_batch_size,
+            queue_limit=queue_limit,
+            clock=clock,
+        )
         self._in_flight: set[PendingRequest] = set()
         # One timer for the earliest deadline in flight, not one for each request.
         self._expiry: asyncio.TimerHandle | None = None
@@ -165,21 +133,19 @@ class DynamicBatcher:
     @property
     def queued_samples(self) -> int:
         """Samples that wait for a batch."""
-        return self._queued_samples
+        return self._queue.samples
 
     @property
     def in_flight(self) -> int:
         """Requests that were admitted and whose callers have no answer yet."""
         return len(self._in_flight)
 
-    # Admission
-
     def predicted_seconds(self, samples: int) -> float:
         """Return the predicted seconds to the answer of `samples` samples that are due after all others.
 
         Any thread may ask.
         """
-        return self._predicted(samples, self._device.seconds_ahead(self) + self.backlog())
+        return self._admission.predicted_seconds(self, samples)
 
     def check_admission(self, samples: int, deadline: float, *, ready_in: float = 0.0) -> None:
         """Raise what `infer` would raise now; lets a caller refuse before it prepares the samples.
@@ -190,82 +156,14 @@ class DynamicBatcher:
         try:
             self._admit(samples, deadline, ready_in)
         except ServingError:
-            self._arrivals.count(samples, self._clock())
+            self._admission.arrived(samples, self._clock())
             raise
 
     def _admit(self, samples: int, deadline: float, ready_in: float) -> bool:
         """Return whether a request that is let in is a trial; raise when it is not let in."""
         if self._closing:
             raise DrainingError("the model is being closed")
-        left = deadline - self._clock()
-        if left <= 0:
-            raise DeadlineExceededError("the deadline passed before the request was queued")
-        excess = self._queued_samples + samples - self.queue_limit
-        # A request that alone is larger than the limit may enter an empty queue, or it never could.
-        if excess > 0 and self._queued_samples:
-            raise QueueFullError(
-                f"{self._queued_samples} samples wait, {samples} more would pass the limit of "
-                f"{self.queue_limit}",
-                retry_after=self._device.seconds_ahead(self) + self._device_seconds(excess),
-            )
-        if self._device.serves_others(self):
-            planned = self._planned([(samples, deadline)], self.plan())
-            forecast = self._device.forecast(self, planned)
-            if forecast.breaks:
-                raise DeadlineUnreachableError(
-                    f"an answer would make others, who were promised theirs, late by {forecast.breaks:.3f} s",
-                    retry_after=forecast.breaks,
-                )
-            wait = forecast.wait
-            predicted = self._predicted(planned[-1].samples, wait, joins=0)
-        else:
-            wait = self._device.seconds_ahead(self) + self.backlog()
-            predicted = self._predicted(samples, wait)
-        own = self._device_seconds(samples)
-        predicted = max(predicted, ready_in + own)
-        if predicted <= left:
-            return False
-        if self._is_worth_a_trial(samples, left, wait=max(wait, ready_in), own=own):
-            return True
-        raise DeadlineUnreachableError(
-            f"the answer is predicted in {predicted:.3f} s, the deadline is in {left:.3f} s",
-            retry_after=predicted - left,
-        )
-
-    def _predicted(self, samples: int, wait: float, *, joins: int | None = None) -> float:
-        """Return the predicted time to an answer whose samples wait for `wait` seconds of others' runs.
-
-        `joins`: the samples of its own queue that its batches are shared with and that `wait` counts, too;
-        None: all that wait. Its batch will fill up with those who arrive meanwhile, and then take longer.
-        Were that left out, under overload everybody in the queue would be promised the time of a small batch,
-        and small batches would have to be run to keep it (simulated at twice the capacity: 3 samples instead
-        of 8).
-
-        The wait is stretched by the latency model's margin. Without it, those at the head of a long queue
-        have no slack left: a run that takes a little longer makes them late, and what was spent on them is
-        lost. A shorter queue costs nothing while it is never empty.
-        """
-        if wait == 0.0:
-            return self._device_seconds(samples)
-        shared = self._queued_samples if joins is None else joins
-        together = shared + samples
-        to_fill = -together % self.max_batch_size
-        company = min(to_fill, int(self._arrivals.per_second(self._clock()) * wait))
-        before = wait - self._device_seconds(shared)
-        return before + self._device_seconds(together + company) + wait * self.latency.margin
-
-    def _is_worth_a_trial(self, samples: int, left: float, *, wait: float, own: float) -> bool:
-        """Return whether a request is let in although by the prediction it would be late."""
-        if wait == 0.0 and self._least_seconds(samples) <= left:
-            return True
-        # Its own runs must be what speaks against it: how long others take, their runs are just about to
-        # show.
-        speaks_against = left - wait < own <= TRIAL_FACTOR * (left - wait)
-        return speaks_against and self._clock() >= self._confirmed_until
-
-    def _confirmed(self, seconds: float) -> None:
-        """Take note that a run, which took or will take so long, says whether the prediction holds."""
-        self._confirmed_until = self._clock() + max(CONFIRMED_SECONDS, CONFIRMED_RUNS * seconds)
+        return self._admission.check(self, samples, deadline, ready_in=ready_in)
 
     async def infer(self, samples: Sequence[Sample], *, deadline: float = math.inf) -> Answer:
         """Return the rows of `samples`: at least one, all of the model's input shape and dtype.
@@ -274,10 +172,10 @@ class DynamicBatcher:
         InferenceError when the engine failed on it twice, DrainingError when the model is being closed.
         """
         now = self._clock()
-        self._arrivals.count(len(samples), now)
+        self._admission.arrived(len(samples), now)
         is_trial = self._admit(len(samples), deadline, 0.0)
         if is_trial:
-            self._confirmed(self._device_seconds(len(samples)))
+            self._admission.confirmed(self._device_seconds(len(samples)))
         request = PendingRequest(
             samples=samples,
             deadline=deadline,
@@ -292,7 +190,7 @@ class DynamicBatcher:
             return await request.answer
         finally:
             # Also the way of a cancelled caller: its samples leave the queue now, not when they are reached.
-            self._leave_queue(request)
+            self._queue.drop(request)
             self._in_flight.discard(request)
             if tracing.current() is not None:
                 self._trace(request)
@@ -302,21 +200,16 @@ class DynamicBatcher:
     def _enqueue(self, request: PendingRequest) -> None:
         if request.deadline < self._expires_at:
             self._arm_expiry(request.deadline)
-        before = self._queued_samples
-        self._queue[request] = None
+        before = self._queue.samples
         self._in_flight.add(request)
-        self._queued_samples += len(request.samples)
-        self._plan = None
-        is_urgent = False
-        if self._earliest is not None and request.deadline < self._earliest:
-            self._earliest = request.deadline
-            is_urgent = self._queue_delay > 0  # the delay may have to end sooner
+        is_earliest = self._queue.put(request)
+        now_queued = self._queue.samples
         # What the scheduler may be waiting for: somebody, as many as the last time, or a full batch.
         if (
             before == 0
-            or is_urgent
-            or before < self.expected_samples <= self._queued_samples
-            or before < self.max_batch_size <= self._queued_samples
+            or (is_earliest and self._queue_delay > 0)  # which may have to end sooner
+            or before < self.expected_samples <= now_queued
+            or before < self.max_batch_size <= now_queued
         ):
             self._device.notify()
 
@@ -332,55 +225,31 @@ class DynamicBatcher:
 
     def ready_at(self) -> float:
         """Return when the next batch may start: now, or when the oldest request sat out the queue delay."""
-        oldest = next(iter(self._queue), None)
+        oldest = self._queue.oldest()
         if oldest is None:
             return math.inf
         if self._queue_delay == 0.0 or self._closing or self.has_full_batch():
             return -math.inf
         # A delay that would cost somebody the deadline ends early.
-        needed = self.latency.seconds(self._queued_samples)
+        needed = self.latency.seconds(self._queue.samples)
         latest_start = self.earliest_deadline() - needed - max(DELAY_SLACK * needed, LEAST_DELAY_SLACK)
         return min(oldest.enqueued_at + self._queue_delay, latest_start)
 
     def earliest_deadline(self) -> float:
         """Return the earliest deadline in the queue; infinity when there is none."""
-        if self._earliest is None:
-            self._earliest = min((request.deadline for request in self._queue), default=math.inf)
-        return self._earliest
+        return self._queue.earliest_deadline()
 
     def backlog(self) -> float:
         """Return the predicted seconds of device time that the queue stands for."""
-        return self._device_seconds(self._queued_samples)
+        return self._device_seconds(self._queue.samples)
 
     def has_full_batch(self) -> bool:
         """Return whether as many samples wait as one batch takes."""
-        return self._queued_samples >= self.max_batch_size
+        return self._queue.samples >= self.max_batch_size
 
     def plan(self) -> Sequence[PlannedRun]:
         """Return the batches that those who wait would make, in order."""
-        if self._plan is None:
-            self._plan = self._planned((request.waiting, request.deadline) for request in self._queue)
-        return self._plan
-
-    def _planned(
-        self, requests: Iterable[tuple[int, float]], after: Sequence[PlannedRun] = ()
-    ) -> list[PlannedRun]:
-        """Return the batches of requests, each so many samples and a deadline, behind those of `after`."""
-        runs = list(after)
-        size, due = 0, math.inf
-        if runs and runs[-1].samples < self.max_batch_size:
-            last = runs.pop()
-            size, due = last.samples, last.due
-        for samples, deadline in requests:
-            due = min(due, deadline)
-            size += samples
-            while size >= self.max_batch_size:
-                runs.append(PlannedRun(self.max_batch_size, self.latency.seconds(self.max_batch_size), due))
-                size -= self.max_batch_size
-                due = deadline if size else math.inf
-        if size:
-            runs.append(PlannedRun(size, self.latency.seconds(size), due))
-        return runs
+        return self._queue.plan()
 
     def next_run(self, *, begins_at: float) -> Run | None:
         """Take the next batch, which begins at `begins_at`: oldest first, and only who can make it."""
@@ -388,7 +257,7 @@ class DynamicBatcher:
         tightest = math.inf
         # As a wait is at admission: a run that by the estimate only just makes it is late half the time.
         stretch = 1 + self.latency.margin
-        for request in list(itertools.islice(self._queue, self.max_batch_size)):
+        for request in self._queue.head(self.max_batch_size):
             if not request.is_trial and begins_at + self._device_seconds(request.waiting) > request.deadline:
                 self._drop(request)
                 continue
@@ -407,11 +276,7 @@ class DynamicBatcher:
 
     def _take(self, request: PendingRequest, count: int, batch: Batch) -> None:
         batch.add(Part(request, request.dispatched, request.dispatched + count))
-        request.dispatched += count
-        self._queued_samples -= count
-        self._plan = None
-        if request.waiting == 0:
-            self._remove(request)
+        self._queue.take(request, count)
 
     # Running
 
@@ -438,8 +303,8 @@ class DynamicBatcher:
         if succeeded == batch.size > 0:
             # What a run takes that failed in part says nothing about one that does not.
             self.latency.observe(batch.size, ran.seconds)
-            self._plan = None
-            self._confirmed(ran.seconds)
+            self._queue.forget_plan()
+            self._admission.confirmed(ran.seconds)
         if succeeded and self._observer is not None:
             self._observer.batch_ran(batch_size=succeeded, seconds=ran.seconds)
         return ran
@@ -460,18 +325,8 @@ class DynamicBatcher:
                 continue
             alone.deliver(ran)
 
-    def _least_seconds(self, samples: int) -> float:
-        """Return the time of `samples` on a free engine, at the best pace that there is reason to hope for.
-
-        By the estimate, an hour of slow runs could make it refuse everybody for ever: without a run, the
-        estimate never recovers.
-        """
-        full, rest = divmod(samples, self.max_batch_size)
-        return full * self.latency.least(self.max_batch_size) + self.latency.least(rest)
-
     def _device_seconds(self, samples: int) -> float:
-        full, rest = divmod(samples, self.max_batch_size)
-        return full * self.latency.seconds(self.max_batch_size) + self.latency.seconds(rest)
+        return self.latency.seconds_in_batches(samples, self.max_batch_size)
 
     # The ends of a request
 
@@ -510,15 +365,4 @@ class DynamicBatcher:
     def _fail(self, request: PendingRequest, error: ServingError) -> None:
         if not request.answer.done():
             request.answer.set_exception(error)
-        self._leave_queue(request)
-
-    def _leave_queue(self, request: PendingRequest) -> None:
-        if request in self._queue:
-            self._queued_samples -= request.waiting
-            self._remove(request)
-
-    def _remove(self, request: PendingRequest) -> None:
-        del self._queue[request]
-        self._plan = None
-        if self._earliest is not None and request.deadline <= self._earliest:
-            self._earliest = None
+        self._queue.drop(request)

@@ -86,6 +86,16 @@ class LatencyModel:
         """Return what one run of `batch_size` samples takes at best, by the table or by the last runs."""
         return self._entry(batch_size) * min(self._best_pace, 1.0)
 
+    def seconds_in_batches(self, samples: int, most: int) -> float:
+        """Return the predicted seconds of `samples` samples in runs of `most`, and one of the rest."""
+        full, rest = divmod(samples, most)
+        return full * self.seconds(most) + self.seconds(rest)
+
+    def least_in_batches(self, samples: int, most: int) -> float:
+        """Return what they take at best, by the table or by the last runs."""
+        full, rest = divmod(samples, most)
+        return full * self.least(most) + self.least(rest)
+
     @property
     def margin(self) -> float:
         """The share by which to stretch a prediction, from how well the last runs were predicted."""

@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from support.engine import FakeEngine, ask, batching, now, sample, until_queued, values, when_done
+from vistazo_server.batching.admission import CONFIRMED_RUNS, CONFIRMED_SECONDS, TRIAL_FACTOR
 from vistazo_server.batching.batch import Answer
-from vistazo_server.batching.batcher import CONFIRMED_RUNS, CONFIRMED_SECONDS, TRIAL_FACTOR, DynamicBatcher
+from vistazo_server.batching.batcher import DynamicBatcher
 from vistazo_server.batching.device import (
     COMPANY_SECONDS,
     GATHER_SECONDS,
