@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vistazo_onnx.flow import UNKNOWN, Context, Flow, MixesError
 from vistazo_onnx.graph import Constant, Graph, Node, OnnxModel, read_model
-from vistazo_onnx.operators import UNKNOWN, Context, Flow, MixesError, flow_of
+from vistazo_onnx.operators import flow_of
 
 # Functions that call functions may unfold without end.
 _MOST_NODES: Final = 1_000_000

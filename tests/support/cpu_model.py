@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vistazo_server.artifact.verification import verified_spec
+from vistazo_server.engine.batch_limit import BatchLimit
 from vistazo_server.engine.engine import Engine
-from vistazo_server.engine.onnx_model import BatchLimit, OnnxModel
+from vistazo_server.engine.onnx_model import OnnxModel
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from vistazo_preprocessing.preprocessor import Preprocessor
 from vistazo_server.artifact.manifest import ModelSpec
 from vistazo_server.batching.batcher import DynamicBatcher
 from vistazo_server.batching.device import DeviceScheduler
+from vistazo_server.engine.batch_limit import BatchLimit
 from vistazo_server.engine.engine import Engine
-from vistazo_server.engine.onnx_model import BatchLimit, OnnxModel
+from vistazo_server.engine.onnx_model import OnnxModel
 from vistazo_server.engine.session import Device
 from vistazo_server.engine.tensors import Signature
 from vistazo_server.inference.classifier import Classifier

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 from support.cpu_model import cpu_model
 from support.graphs import graph
 from support.tiny import SIDE, tiny_model, write_model
+from vistazo_server.engine.batch_limit import BatchLimit
 from vistazo_server.engine.bound_runner import BoundRunner
 from vistazo_server.engine.graph import read_signature
-from vistazo_server.engine.onnx_model import BatchLimit
 from vistazo_server.engine.runner import StackingRunner
 from vistazo_server.telemetry.statistics import RunStatistics
 

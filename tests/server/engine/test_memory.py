@@ -146,7 +146,7 @@ import asyncio, os, sys
 from pathlib import Path
 from support.cpu_model import cpu_model
 from vistazo_bench.measuring.machine import resident_bytes
-from vistazo_server.engine.onnx_model import BatchLimit
+from vistazo_server.engine.batch_limit import BatchLimit
 
 async def main():
     # No batch is fast enough for that: one by one.

@@ -13,7 +13,8 @@ from support.cpu_model import cpu_model
 from support.serving import until
 from support.tiny import SIDE, tiny_model, write_model
 from vistazo_server.batching.batch import Ran
-from vistazo_server.engine.onnx_model import INLINE_SECONDS, BatchLimit, OnnxModel, batch_buckets, knee
+from vistazo_server.engine.batch_limit import BatchLimit, batch_buckets, knee
+from vistazo_server.engine.onnx_model import INLINE_SECONDS, OnnxModel
 from vistazo_server.errors import ModelLoadError
 
 
