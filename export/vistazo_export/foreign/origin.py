@@ -77,6 +77,13 @@ PASSING = {
 }
 
 
+# What holds numbers to 0 to 1.
+SQUASHING = {"HardSigmoid", "QLinearSigmoid", "QLinearSoftmax", "Sigmoid", "Softmax"}
+
+# They move or stretch a range that numbers are held to, and leave them held to one.
+RESCALING = {"Add", "Clip", "Div", "Max", "Mean", "Min", "Mul", "Neg", "Round", "Sub", "Sum"}
+
+
 @dataclass(frozen=True)
 class Origin:
     """What computes an output's numbers."""
@@ -87,6 +94,8 @@ class Origin:
     """Whether they were rounded to few bits after that, so that probabilities need not sum to 1."""
     is_unbounded: bool = False
     """Whether they come from a layer that holds them to no range."""
+    is_rescaled: bool = False
+    """Whether they were between 0 and 1, and were given another range since, such as 0 to 100."""
 
 
 def origins(model: onnx.ModelProto) -> dict[str, Origin]:
@@ -114,7 +123,9 @@ def _origin(makers: Mapping[str, onnx.NodeProto], tensor: str) -> Origin:
             # One head a label.
             operator, is_quantized = "Sigmoid", is_quantized or any(rounded for _, rounded in heads)
     is_quantized = is_quantized or node.op_type in PLAIN_NAMES
-    return Origin(operator, is_quantized, _is_unbounded(makers, tensor))
+    is_unbounded = _reaches(makers, tensor, UNBOUNDED, through=PASSING)
+    is_rescaled = operator in RESCALING and _reaches(makers, tensor, SQUASHING, through=RESCALING)
+    return Origin(operator, is_quantized, is_unbounded, is_rescaled and not is_unbounded)
 
 
 def _maker(makers: Mapping[str, onnx.NodeProto], tensor: str) -> tuple[onnx.NodeProto | None, bool]:
@@ -129,19 +140,21 @@ def _maker(makers: Mapping[str, onnx.NodeProto], tensor: str) -> tuple[onnx.Node
     return node, is_quantized
 
 
-def _is_unbounded(makers: Mapping[str, onnx.NodeProto], tensor: str) -> bool:
-    """Say whether a layer without a range is reached from `tensor` backwards, through what passes that on."""
+def _reaches(
+    makers: Mapping[str, onnx.NodeProto], tensor: str, operators: set[str], *, through: set[str]
+) -> bool:
+    """Say whether one of `operators` is reached backwards from `tensor`, by way of CARRYING and `through`."""
     waiting, seen = [tensor], {tensor}
     while waiting:
         node = makers.get(waiting.pop())
         if node is None:
             continue
-        if node.op_type in UNBOUNDED:
+        if node.op_type in operators:
             return True
         before = []
         if node.op_type in CARRYING | QUANTIZING:
             before = list(node.input[:1])
-        elif node.op_type in PASSING:
+        elif node.op_type in through:
             before = list(node.input)
         waiting += [name for name in before if name not in seen]
         seen.update(before)

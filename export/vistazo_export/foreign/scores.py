@@ -32,6 +32,8 @@ SUM_TOLERANCE = 2.5e-2
 UNBOUNDED_SUM_TOLERANCE = 1e-2
 # Two sigmoids of an untrained network are a half each: only what sums to 1 by rule is a choice between both.
 EXACT_SUM_TOLERANCE = 1e-4
+# Of probabilities times a number, whose rows have one sum by rule.
+SCALED_SUM_TOLERANCE = 1e-3
 # Of probabilities that were rounded to few bits, how far they may leave 0 to 1.
 RANGE_TOLERANCE = 2e-2
 # The largest step of 8 bits, which int8 without a zero point makes of 0 to 1. Each probability is half of it
@@ -114,6 +116,12 @@ def score_kind(
             "--output-kind says otherwise"
         )
         return Output.INDEPENDENT
+    if _are_scaled(scores, origin):
+        raise UndecidedError(
+            f"the output {tensor} seems to be probabilities on another scale, such as percentages: it is "
+            f"{scores.min():.3g} to {scores.max():.3g}, and its rows sum to {_sums(scores)}; scale them "
+            "to 0 to 1 in the graph, or say --output-kind logits to take a softmax of them all the same"
+        )
     if origin.operator != "Softmax" and (origin.is_unbounded or not _in_range(scores, origin)):
         if not multi_label:
             return Output.LOGITS
@@ -245,6 +253,15 @@ def _are_sigmoids(scores: Scores, origin: Origin) -> bool:
     """Say whether they are independent by their origin, though a few rows happen to sum to about 1."""
     exact = (np.abs(scores.sum(axis=1) - 1) <= EXACT_SUM_TOLERANCE).all()
     return origin.operator == "Sigmoid" and not bool(exact)
+
+
+def _are_scaled(scores: Scores, origin: Origin) -> bool:
+    """Say whether they are probabilities times a number: of a graph that squashes them, or by their sums."""
+    if _in_range(scores, origin) or (scores < 0).any():
+        return False
+    sums = scores.sum(axis=1)
+    same_sums = len(scores) > 1 and bool((np.abs(sums - sums[0]) <= SCALED_SUM_TOLERANCE * sums[0]).all())
+    return origin.is_rescaled or (same_sums and not (scores == scores[0]).all())
 
 
 def _in_range(scores: Scores, origin: Origin) -> bool:

@@ -257,6 +257,39 @@ def test_a_real_doubt_is_refused_with_the_choices_named(import_graph: Import, mo
     assert manifest_of(models).output.kind == Output.INDEPENDENT
 
 
+SCALED = {
+    "softmax in percent": ended(
+        node("Softmax", ["logits"], ["s"]), node("Mul", ["s", "hundred"], ["scores"]), hundred=np.float32(100)
+    ),
+    "that rounded": ended(
+        node("Softmax", ["logits"], ["s"]),
+        node("Mul", ["s", "hundred"], ["p"]),
+        node("Round", ["p"], ["scores"]),
+        hundred=np.float32(100),
+    ),
+    "sigmoids in bytes": ended(
+        node("Sigmoid", ["logits"], ["s"]), node("Mul", ["s", "white"], ["scores"]), white=np.float32(255)
+    ),
+    "softmax by hand in percent": ended(
+        node("Exp", ["logits"], ["e"]),
+        node("ReduceSum", ["e", "last_axis"], ["sum"]),
+        node("Div", ["e", "sum"], ["s"]),
+        node("Mul", ["s", "hundred"], ["scores"]),
+        hundred=np.float32(100),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_probabilities_on_another_scale_are_not_taken_for_logits(
+    import_graph: Import, models: Path, name: str
+):
+    said = complaint(import_graph(SCALED[name]), models)
+
+    assert "probabilities on another scale, such as percentages" in said
+    assert "scale them to 0 to 1 in the graph" in said
+
+
 class Photographs(CalibrationDataReader):
     """The sample images, as the graphs here take them."""
 
