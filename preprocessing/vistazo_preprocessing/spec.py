@@ -1,9 +1,25 @@
 """PreprocessSpec: how an image becomes what a network takes, in plain values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from PIL import Image
+
+MAX_PIXELS: Final = 65_000_000
+"""Largest image that is decoded unless somebody chooses another limit: lets pass what phones of up to 64
+megapixels take."""
+
+INTERPOLATIONS: Final[Mapping[str, Image.Resampling]] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+"""Those that have a name in manifests and in the API. Pillow antialiases all but "nearest"."""
 
 
 class ResizeMode(Enum):

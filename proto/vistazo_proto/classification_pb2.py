@@ -24,57 +24,57 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vistazo_proto/classification.proto\x12\nvistazo.v1\"\xa4\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.vistazo.v1.Image\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fmin_probability\x18\x05 \x01(\x02H\x01\x88\x01\x01\x42\x08\n\x06_top_kB\x12\n\x10_min_probability\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.vistazo.v1.RawPixelsH\x00\x42\x08\n\x06source\"J\n\tRawPixels\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\"\x94\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.vistazo.v1.ImageResult\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.vistazo.v1.Timing\"q\n\x0bImageResult\x12.\n\x0bpredictions\x18\x01 \x01(\x0b\x32\x17.vistazo.v1.PredictionsH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.vistazo.v1.ImageErrorH\x00\x42\t\n\x07outcome\":\n\x0bPredictions\x12+\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.vistazo.v1.Prediction\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\";\n\nImageError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"T\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x1a\n\x12preprocess_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\"y\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.vistazo.v1.ClassifyRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"\xc0\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.vistazo.v1.ClassifyResponseH\x00\x12\'\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.vistazo.v1.ImageErrorH\x00\x12\x1e\n\x11retry_pushback_ms\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\t\n\x07outcomeB\x14\n\x12_retry_pushback_ms\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.vistazo.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x91\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x05state\x18\x03 \x01(\x0e\x32\x11.vistazo.v1.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0cinput_height\x18\x05 \x01(\r\x12\x13\n\x0binput_width\x18\x06 \x01(\r\x12\x16\n\x0einput_channels\x18\x07 \x01(\r\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x0f\n\x07weights\x18\t \x01(\t\x12\x11\n\tprecision\x18\n \x01(\t\x12\x16\n\x0emax_batch_size\x18\x0b \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12+\n\tlatencies\x18\r \x03(\x0b\x32\x18.vistazo.v1.BatchLatency\x12%\n\x06scores\x18\x14 \x01(\x0e\x32\x15.vistazo.v1.ScoreKind\x12\x12\n\none_by_one\x18\x1e \x01(\t\x12\x30\n\rpreprocessing\x18\x1f \x01(\x0b\x32\x19.vistazo.v1.Preprocessing\"\xa9\x04\n\rPreprocessing\x12\x39\n\x0bresize_mode\x18\x01 \x01(\x0e\x32$.vistazo.v1.Preprocessing.ResizeMode\x12\x13\n\x0bresize_size\x18\x02 \x01(\r\x12\x15\n\rresize_height\x18\x03 \x01(\r\x12\x14\n\x0cresize_width\x18\x04 \x01(\r\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x11\n\tpad_color\x18\x06 \x03(\r\x12\x12\n\nbackground\x18\x07 \x03(\r\x12=\n\rcrop_rounding\x18\x08 \x01(\x0e\x32&.vistazo.v1.Preprocessing.CropRounding\x12=\n\rjpeg_decoding\x18\t \x01(\x0e\x32&.vistazo.v1.Preprocessing.JpegDecoding\"l\n\nResizeMode\x12\x1b\n\x17RESIZE_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSHORTEST_EDGE\x10\x01\x12\x0b\n\x07STRETCH\x10\x02\x12\t\n\x05\x43OVER\x10\x03\x12\x07\n\x03\x46IT\x10\x04\x12\r\n\tNO_RESIZE\x10\x05\"*\n\x0c\x43ropRounding\x12\x10\n\x0cHALF_TO_EVEN\x10\x00\x12\x08\n\x04\x44OWN\x10\x01\"E\n\x0cJpegDecoding\x12\x1d\n\x19JPEG_DECODING_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x0b\n\x07REDUCED\x10\x02\"3\n\x0c\x42\x61tchLatency\x12\x12\n\nbatch_size\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01*o\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\n\n\x06LOGITS\x10\x01\x12\x11\n\rPROBABILITIES\x10\x02\x12\x0f\n\x0bINDEPENDENT\x10\x03\x12\x16\n\x12INDEPENDENT_LOGITS\x10\x04*Q\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\r\n\tUNLOADING\x10\x04\x32\xc4\x02\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.vistazo.v1.ClassifyRequest\x1a\x1c.vistazo.v1.ClassifyResponse\x12[\n\x0e\x43lassifyStream\x12!.vistazo.v1.ClassifyStreamRequest\x1a\".vistazo.v1.ClassifyStreamResponse(\x01\x30\x01\x12K\n\nListModels\x12\x1d.vistazo.v1.ListModelsRequest\x1a\x1e.vistazo.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.vistazo.v1.GetModelRequest\x1a\x11.vistazo.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vistazo_proto/classification.proto\x12\nvistazo.v1\"\xb9\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.vistazo.v1.Image\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fmin_probability\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x13\n\x0bprepared_as\x18\x06 \x01(\tB\x08\n\x06_top_kB\x12\n\x10_min_probability\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.vistazo.v1.RawPixelsH\x00\x42\x08\n\x06source\"J\n\tRawPixels\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\"\x94\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.vistazo.v1.ImageResult\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.vistazo.v1.Timing\"q\n\x0bImageResult\x12.\n\x0bpredictions\x18\x01 \x01(\x0b\x32\x17.vistazo.v1.PredictionsH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.vistazo.v1.ImageErrorH\x00\x42\t\n\x07outcome\":\n\x0bPredictions\x12+\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.vistazo.v1.Prediction\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\";\n\nImageError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"T\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x1a\n\x12preprocess_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\"y\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.vistazo.v1.ClassifyRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"\xc0\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.vistazo.v1.ClassifyResponseH\x00\x12\'\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.vistazo.v1.ImageErrorH\x00\x12\x1e\n\x11retry_pushback_ms\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\t\n\x07outcomeB\x14\n\x12_retry_pushback_ms\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.vistazo.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x91\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x05state\x18\x03 \x01(\x0e\x32\x11.vistazo.v1.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0cinput_height\x18\x05 \x01(\r\x12\x13\n\x0binput_width\x18\x06 \x01(\r\x12\x16\n\x0einput_channels\x18\x07 \x01(\r\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x0f\n\x07weights\x18\t \x01(\t\x12\x11\n\tprecision\x18\n \x01(\t\x12\x16\n\x0emax_batch_size\x18\x0b \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12+\n\tlatencies\x18\r \x03(\x0b\x32\x18.vistazo.v1.BatchLatency\x12%\n\x06scores\x18\x14 \x01(\x0e\x32\x15.vistazo.v1.ScoreKind\x12\x12\n\none_by_one\x18\x1e \x01(\t\x12\x30\n\rpreprocessing\x18\x1f \x01(\x0b\x32\x19.vistazo.v1.Preprocessing\"\xb5\x04\n\rPreprocessing\x12\x39\n\x0bresize_mode\x18\x01 \x01(\x0e\x32$.vistazo.v1.Preprocessing.ResizeMode\x12\x13\n\x0bresize_size\x18\x02 \x01(\r\x12\x15\n\rresize_height\x18\x03 \x01(\r\x12\x14\n\x0cresize_width\x18\x04 \x01(\r\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x11\n\tpad_color\x18\x06 \x03(\r\x12\x12\n\nbackground\x18\x07 \x03(\r\x12=\n\rcrop_rounding\x18\x08 \x01(\x0e\x32&.vistazo.v1.Preprocessing.CropRounding\x12=\n\rjpeg_decoding\x18\t \x01(\x0e\x32&.vistazo.v1.Preprocessing.JpegDecoding\x12\n\n\x02id\x18\n \x01(\t\"l\n\nResizeMode\x12\x1b\n\x17RESIZE_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSHORTEST_EDGE\x10\x01\x12\x0b\n\x07STRETCH\x10\x02\x12\t\n\x05\x43OVER\x10\x03\x12\x07\n\x03\x46IT\x10\x04\x12\r\n\tNO_RESIZE\x10\x05\"*\n\x0c\x43ropRounding\x12\x10\n\x0cHALF_TO_EVEN\x10\x00\x12\x08\n\x04\x44OWN\x10\x01\"E\n\x0cJpegDecoding\x12\x1d\n\x19JPEG_DECODING_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x0b\n\x07REDUCED\x10\x02\"3\n\x0c\x42\x61tchLatency\x12\x12\n\nbatch_size\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01*o\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\n\n\x06LOGITS\x10\x01\x12\x11\n\rPROBABILITIES\x10\x02\x12\x0f\n\x0bINDEPENDENT\x10\x03\x12\x16\n\x12INDEPENDENT_LOGITS\x10\x04*Q\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\r\n\tUNLOADING\x10\x04\x32\xc4\x02\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.vistazo.v1.ClassifyRequest\x1a\x1c.vistazo.v1.ClassifyResponse\x12[\n\x0e\x43lassifyStream\x12!.vistazo.v1.ClassifyStreamRequest\x1a\".vistazo.v1.ClassifyStreamResponse(\x01\x30\x01\x12K\n\nListModels\x12\x1d.vistazo.v1.ListModelsRequest\x1a\x1e.vistazo.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.vistazo.v1.GetModelRequest\x1a\x11.vistazo.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vistazo_proto.classification_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREKIND']._serialized_start=2366
-  _globals['_SCOREKIND']._serialized_end=2477
-  _globals['_STATE']._serialized_start=2479
-  _globals['_STATE']._serialized_end=2560
+  _globals['_SCOREKIND']._serialized_start=2399
+  _globals['_SCOREKIND']._serialized_end=2510
+  _globals['_STATE']._serialized_start=2512
+  _globals['_STATE']._serialized_end=2593
   _globals['_CLASSIFYREQUEST']._serialized_start=51
-  _globals['_CLASSIFYREQUEST']._serialized_end=215
-  _globals['_IMAGE']._serialized_start=217
-  _globals['_IMAGE']._serialized_end=291
-  _globals['_RAWPIXELS']._serialized_start=293
-  _globals['_RAWPIXELS']._serialized_end=367
-  _globals['_CLASSIFYRESPONSE']._serialized_start=370
-  _globals['_CLASSIFYRESPONSE']._serialized_end=518
-  _globals['_IMAGERESULT']._serialized_start=520
-  _globals['_IMAGERESULT']._serialized_end=633
-  _globals['_PREDICTIONS']._serialized_start=635
-  _globals['_PREDICTIONS']._serialized_end=693
-  _globals['_PREDICTION']._serialized_start=695
-  _globals['_PREDICTION']._serialized_end=758
-  _globals['_IMAGEERROR']._serialized_start=760
-  _globals['_IMAGEERROR']._serialized_end=819
-  _globals['_TIMING']._serialized_start=821
-  _globals['_TIMING']._serialized_end=905
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=907
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1028
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1031
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1223
-  _globals['_LISTMODELSREQUEST']._serialized_start=1225
-  _globals['_LISTMODELSREQUEST']._serialized_end=1244
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1246
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1301
-  _globals['_GETMODELREQUEST']._serialized_start=1303
-  _globals['_GETMODELREQUEST']._serialized_end=1351
-  _globals['_MODEL']._serialized_start=1354
-  _globals['_MODEL']._serialized_end=1755
-  _globals['_PREPROCESSING']._serialized_start=1758
-  _globals['_PREPROCESSING']._serialized_end=2311
-  _globals['_PREPROCESSING_RESIZEMODE']._serialized_start=2088
-  _globals['_PREPROCESSING_RESIZEMODE']._serialized_end=2196
-  _globals['_PREPROCESSING_CROPROUNDING']._serialized_start=2198
-  _globals['_PREPROCESSING_CROPROUNDING']._serialized_end=2240
-  _globals['_PREPROCESSING_JPEGDECODING']._serialized_start=2242
-  _globals['_PREPROCESSING_JPEGDECODING']._serialized_end=2311
-  _globals['_BATCHLATENCY']._serialized_start=2313
-  _globals['_BATCHLATENCY']._serialized_end=2364
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2563
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=2887
+  _globals['_CLASSIFYREQUEST']._serialized_end=236
+  _globals['_IMAGE']._serialized_start=238
+  _globals['_IMAGE']._serialized_end=312
+  _globals['_RAWPIXELS']._serialized_start=314
+  _globals['_RAWPIXELS']._serialized_end=388
+  _globals['_CLASSIFYRESPONSE']._serialized_start=391
+  _globals['_CLASSIFYRESPONSE']._serialized_end=539
+  _globals['_IMAGERESULT']._serialized_start=541
+  _globals['_IMAGERESULT']._serialized_end=654
+  _globals['_PREDICTIONS']._serialized_start=656
+  _globals['_PREDICTIONS']._serialized_end=714
+  _globals['_PREDICTION']._serialized_start=716
+  _globals['_PREDICTION']._serialized_end=779
+  _globals['_IMAGEERROR']._serialized_start=781
+  _globals['_IMAGEERROR']._serialized_end=840
+  _globals['_TIMING']._serialized_start=842
+  _globals['_TIMING']._serialized_end=926
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=928
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1049
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1052
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1244
+  _globals['_LISTMODELSREQUEST']._serialized_start=1246
+  _globals['_LISTMODELSREQUEST']._serialized_end=1265
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1267
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1322
+  _globals['_GETMODELREQUEST']._serialized_start=1324
+  _globals['_GETMODELREQUEST']._serialized_end=1372
+  _globals['_MODEL']._serialized_start=1375
+  _globals['_MODEL']._serialized_end=1776
+  _globals['_PREPROCESSING']._serialized_start=1779
+  _globals['_PREPROCESSING']._serialized_end=2344
+  _globals['_PREPROCESSING_RESIZEMODE']._serialized_start=2121
+  _globals['_PREPROCESSING_RESIZEMODE']._serialized_end=2229
+  _globals['_PREPROCESSING_CROPROUNDING']._serialized_start=2231
+  _globals['_PREPROCESSING_CROPROUNDING']._serialized_end=2273
+  _globals['_PREPROCESSING_JPEGDECODING']._serialized_start=2275
+  _globals['_PREPROCESSING_JPEGDECODING']._serialized_end=2344
+  _globals['_BATCHLATENCY']._serialized_start=2346
+  _globals['_BATCHLATENCY']._serialized_end=2397
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2596
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=2920
 # @@protoc_insertion_point(module_scope)

@@ -34,18 +34,20 @@ FAILED: State
 UNLOADING: State
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model", "version", "images", "top_k", "min_probability")
+    __slots__ = ("model", "version", "images", "top_k", "min_probability", "prepared_as")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_AS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
     top_k: int
     min_probability: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., min_probability: _Optional[float] = ...) -> None: ...
+    prepared_as: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., min_probability: _Optional[float] = ..., prepared_as: _Optional[str] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("encoded", "raw")
@@ -202,7 +204,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_channels: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., device: _Optional[str] = ..., latencies: _Optional[_Iterable[_Union[BatchLatency, _Mapping]]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ..., one_by_one: _Optional[str] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ...) -> None: ...
 
 class Preprocessing(_message.Message):
-    __slots__ = ("resize_mode", "resize_size", "resize_height", "resize_width", "interpolation", "pad_color", "background", "crop_rounding", "jpeg_decoding")
+    __slots__ = ("resize_mode", "resize_size", "resize_height", "resize_width", "interpolation", "pad_color", "background", "crop_rounding", "jpeg_decoding", "id")
     class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         RESIZE_MODE_UNSPECIFIED: _ClassVar[Preprocessing.ResizeMode]
@@ -240,6 +242,7 @@ class Preprocessing(_message.Message):
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     CROP_ROUNDING_FIELD_NUMBER: _ClassVar[int]
     JPEG_DECODING_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     resize_mode: Preprocessing.ResizeMode
     resize_size: int
     resize_height: int
@@ -249,7 +252,8 @@ class Preprocessing(_message.Message):
     background: _containers.RepeatedScalarFieldContainer[int]
     crop_rounding: Preprocessing.CropRounding
     jpeg_decoding: Preprocessing.JpegDecoding
-    def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., resize_height: _Optional[int] = ..., resize_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., pad_color: _Optional[_Iterable[int]] = ..., background: _Optional[_Iterable[int]] = ..., crop_rounding: _Optional[_Union[Preprocessing.CropRounding, str]] = ..., jpeg_decoding: _Optional[_Union[Preprocessing.JpegDecoding, str]] = ...) -> None: ...
+    id: str
+    def __init__(self, resize_mode: _Optional[_Union[Preprocessing.ResizeMode, str]] = ..., resize_size: _Optional[int] = ..., resize_height: _Optional[int] = ..., resize_width: _Optional[int] = ..., interpolation: _Optional[str] = ..., pad_color: _Optional[_Iterable[int]] = ..., background: _Optional[_Iterable[int]] = ..., crop_rounding: _Optional[_Union[Preprocessing.CropRounding, str]] = ..., jpeg_decoding: _Optional[_Union[Preprocessing.JpegDecoding, str]] = ..., id: _Optional[str] = ...) -> None: ...
 
 class BatchLatency(_message.Message):
     __slots__ = ("batch_size", "seconds")

@@ -68,6 +68,8 @@ class ClassificationServiceServicer(object):
 
         NOT_FOUND: no such model or version. INVALID_ARGUMENT: a field is wrong; the message names it, and
         the trailer `vistazo-error-reason` is "invalid-image" when it is the one image.
+        FAILED_PRECONDITION: the version that would answer is not the one that the images were prepared for
+        (prepared_as); that trailer is "prepared-otherwise".
         RESOURCE_EXHAUSTED: refused for load; the trailer `grpc-retry-pushback-ms` says when to retry.
         UNAVAILABLE: the model is loading or failed to load, or the server is draining.
         DEADLINE_EXCEEDED: the caller's deadline passed first. INTERNAL: the engine failed.

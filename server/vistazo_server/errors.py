@@ -14,6 +14,7 @@
     ├── UnauthenticatedError      UNAUTHENTICATED      no token, or one that is not known
     ├── PermissionDeniedError     PERMISSION_DENIED    a token without the scope that the RPC needs
     ├── ModelControlError         FAILED_PRECONDITION  a load or unload that cannot be done as things are
+    ├── PreparedOtherwiseError    FAILED_PRECONDITION  images that were prepared for another preprocessing
     ├── UnimplementedError        UNIMPLEMENTED        an RPC that this server does not have
     └── InferenceError            INTERNAL             the engine failed
 
@@ -120,6 +121,16 @@ class ModelControlError(ServingError):
     """A load or unload that cannot be done until something changes: the files, or the server's settings."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class PreparedOtherwiseError(ServingError):
+    """The caller prepared the images in another way than the version that would answer does.
+
+    A retry of the same request fails again, but not one of the images as they are.
+    """
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "prepared-otherwise"
 
 
 class InferenceError(ServingError):

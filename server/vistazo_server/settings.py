@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vistazo_preprocessing.spec import MAX_PIXELS
 from vistazo_server.errors import StartupError
 from vistazo_server.repository.versions import VersionPolicy
 
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
     max_images_per_request: PositiveInt = 256
     """Most images, or samples of tensors, in one request."""
 
-    max_image_megapixels: PositiveFloat = 65.0
+    max_image_megapixels: PositiveFloat = MAX_PIXELS / 1e6
     """Largest image that is decoded, in millions of pixels, checked before any pixel is: a file of a few
     kilobytes can claim gigabytes. The default lets pass what phones of up to 64 megapixels take; those of 108
     and 200 need 110 and 200 here."""

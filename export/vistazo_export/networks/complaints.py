@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from vistazo_export.networks.preset import RESAMPLING, RESIZE_MODES
+from vistazo_preprocessing.described import RESIZE_MODES
+from vistazo_preprocessing.spec import INTERPOLATIONS
 from vistazo_proto.manifest_pb2 import Input, Preprocessing
 
 CHANNEL_ORDERS = ("", "RGB", "BGR")
@@ -32,8 +33,8 @@ def complaints(preprocessing: Preprocessing, image: Input) -> list[str]:
         f"crop_height and crop_width are {crop[0]}×{crop[1]}, the graph takes {image.height}×{image.width}": (
             crop == (image.height, image.width)
         ),
-        f"interpolation must be one of {', '.join(RESAMPLING)}, not {preprocessing.interpolation!r}": (
-            preprocessing.interpolation in RESAMPLING
+        f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {preprocessing.interpolation!r}": (
+            preprocessing.interpolation in INTERPOLATIONS
         ),
         f"channel_order must be RGB or BGR, not {preprocessing.channel_order!r}": (
             preprocessing.channel_order in CHANNEL_ORDERS

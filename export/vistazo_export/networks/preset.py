@@ -16,27 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from vistazo_export.errors import PresetError
+from vistazo_preprocessing.described import UnknownPreprocessingError, read_spec
 from vistazo_preprocessing.preprocessor import Preprocessor
-from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
+from vistazo_preprocessing.spec import INTERPOLATIONS, Layout, PreprocessSpec, ResizeMode
 from vistazo_proto.manifest_pb2 import Input, Preprocessing
-
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
-"""Interpolations that a manifest can name. Pillow antialiases all but "nearest"."""
-
-RESIZE_MODES = {
-    Preprocessing.SHORTEST_EDGE: ResizeMode.SHORTEST_EDGE,
-    Preprocessing.STRETCH: ResizeMode.STRETCH,
-    Preprocessing.COVER: ResizeMode.COVER,
-    Preprocessing.FIT: ResizeMode.FIT,
-    Preprocessing.NO_RESIZE: ResizeMode.NO_RESIZE,
-}
 
 DTYPES = {"UINT8": "uint8", "FP32": "float32", "FP16": "float16"}
 
@@ -67,9 +50,10 @@ def preset_of(transforms: object) -> Preset:
     if len(crop) not in {1, 2} or len(resize) not in {1, 2}:
         raise PresetError(f"unsupported preprocessing: resize {resize}, crop {crop}")
     interpolation = str(getattr(transforms.interpolation, "value", transforms.interpolation))
-    if interpolation not in RESAMPLING:
+    if interpolation not in INTERPOLATIONS:
         raise PresetError(
-            f"unsupported preprocessing: interpolation {interpolation}, not one of {', '.join(RESAMPLING)}"
+            f"unsupported preprocessing: interpolation {interpolation}, "
+            f"not one of {', '.join(INTERPOLATIONS)}"
         )
     if len(transforms.mean) not in {1, 3} or len(transforms.mean) != len(transforms.std):
         raise PresetError(f"unsupported preprocessing: mean {transforms.mean}, std {transforms.std}")
@@ -83,7 +67,7 @@ def preset_of(transforms: object) -> Preset:
         resize_size=resize[0] if edge else 0,
         resize_height=0 if edge else resize[0],
         resize_width=0 if edge else resize[-1],
-        interpolation=RESAMPLING[interpolation],
+        interpolation=INTERPOLATIONS[interpolation],
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
     )
@@ -92,7 +76,7 @@ def preset_of(transforms: object) -> Preset:
 def to_proto(preset: Preset) -> Preprocessing:
     """Return the manifest's record of a preset; what is as ever stays unset."""
     return Preprocessing(
-        resize_mode=next(mode for mode, ours in RESIZE_MODES.items() if ours is preset.resize_mode),
+        resize_mode=preset.resize_mode.name,
         resize_size=preset.resize_size,
         resize_height=preset.resize_height,
         resize_width=preset.resize_width,
@@ -114,25 +98,21 @@ def from_proto(preprocessing: Preprocessing, channels: int) -> Preset:
 
     Raises PresetError where this Vistazo does not know what it names.
     """
-    mode, interpolation = preprocessing.resize_mode, preprocessing.interpolation
-    if mode not in RESIZE_MODES or interpolation not in RESAMPLING:
-        raise PresetError(f"unknown preprocessing: resize_mode {mode}, interpolation {interpolation!r}")
-    return Preset(
-        height=preprocessing.crop_height,
-        width=preprocessing.crop_width,
-        channels=channels,
-        resize_mode=RESIZE_MODES[mode],
-        resize_size=preprocessing.resize_size,
-        resize_height=preprocessing.resize_height,
-        resize_width=preprocessing.resize_width,
-        interpolation=RESAMPLING[interpolation],
+    try:
+        spec = read_spec(
+            preprocessing,
+            height=preprocessing.crop_height,
+            width=preprocessing.crop_width,
+            channels=channels,
+        )
+    except UnknownPreprocessingError as error:
+        raise PresetError(str(error)) from None
+    return replace(
+        spec,
         mean=tuple(preprocessing.mean),
         std=tuple(preprocessing.std),
         bgr=preprocessing.channel_order == "BGR",
         value_range=preprocessing.value_range or 1,
-        pad_color=tuple(preprocessing.pad_color),
-        background=tuple(preprocessing.background),
-        crop_rounds_down=preprocessing.crop_rounding == Preprocessing.DOWN,
     )
 
 

@@ -1,15 +1,15 @@
 """Reading a model's manifest.json: the one place of the server that knows ModelManifest."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
 from google.protobuf import json_format
-from PIL import Image
 
-from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
+from vistazo_preprocessing.described import RESIZE_MODES, read_spec
+from vistazo_preprocessing.spec import INTERPOLATIONS, Layout, PreprocessSpec
 from vistazo_proto import manifest_pb2
 from vistazo_server.artifact.model_formats import MODEL_FILE
 from vistazo_server.artifact.triton_config import is_inside
@@ -18,25 +18,10 @@ from vistazo_server.errors import ModelLoadError, one_line
 FORMAT: Final = 1
 """Newest manifest format that this server understands."""
 
-_RESIZE_MODES: Final = {
-    manifest_pb2.Preprocessing.SHORTEST_EDGE: ResizeMode.SHORTEST_EDGE,
-    manifest_pb2.Preprocessing.STRETCH: ResizeMode.STRETCH,
-    manifest_pb2.Preprocessing.COVER: ResizeMode.COVER,
-    manifest_pb2.Preprocessing.FIT: ResizeMode.FIT,
-    manifest_pb2.Preprocessing.NO_RESIZE: ResizeMode.NO_RESIZE,
-}
 _KEEPING_RATIO: Final = (manifest_pb2.Preprocessing.COVER, manifest_pb2.Preprocessing.FIT)
 _CROP_ROUNDINGS: Final = (manifest_pb2.Preprocessing.HALF_TO_EVEN, manifest_pb2.Preprocessing.DOWN)
 _CHANNEL_ORDERS: Final = ("", "RGB", "BGR")
 _VALUE_RANGES: Final = (0, 1, 255)
-_INTERPOLATIONS: Final = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
 _LAYOUTS: Final = {layout.value: layout for layout in Layout}
 _DTYPES: Final = {"UINT8": "uint8", "FP32": "float32", "FP16": "float16"}
 _WEIGHTS: Final = {
@@ -188,24 +173,14 @@ def _image_spec(manifest: manifest_pb2.ModelManifest) -> ImageSpec:
     # And whoever normalises has ordered the channels before.
     ordered_by_graph = not by_server and len(preprocessing.mean) > 0
     return ImageSpec(
-        preprocess=PreprocessSpec(
-            height=source.height,
-            width=source.width,
-            channels=source.channels,
-            resize_mode=_RESIZE_MODES[preprocessing.resize_mode],
-            resize_size=preprocessing.resize_size,
-            interpolation=_INTERPOLATIONS[preprocessing.interpolation],
+        preprocess=replace(
+            read_spec(preprocessing, height=source.height, width=source.width, channels=source.channels),
             layout=_LAYOUTS[source.layout],
             dtype=_DTYPES[source.dtype],
             mean=tuple(preprocessing.mean) if by_server else (),
             std=tuple(preprocessing.std) if by_server else (),
-            resize_height=preprocessing.resize_height,
-            resize_width=preprocessing.resize_width,
             bgr=preprocessing.channel_order == "BGR" and not ordered_by_graph,
             value_range=preprocessing.value_range or 1,
-            pad_color=tuple(preprocessing.pad_color),
-            background=tuple(preprocessing.background),
-            crop_rounds_down=preprocessing.crop_rounding == manifest_pb2.Preprocessing.DOWN,
         ),
         input_tensor=source.tensor,
     )
@@ -254,7 +229,7 @@ def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
             (preprocessing.crop_height, preprocessing.crop_width) == (source.height, source.width)
         ),
         f"preprocessing.resize_mode: {preprocessing.resize_mode} is not known": (
-            preprocessing.resize_mode in _RESIZE_MODES
+            preprocessing.resize_mode in RESIZE_MODES
         ),
         "preprocessing.resize_size: expected at least 1, got 0": (
             not shortest_edge or preprocessing.resize_size > 0
@@ -284,8 +259,8 @@ def _image_checks(manifest: manifest_pb2.ModelManifest) -> dict[str, bool]:
         f"preprocessing.crop_rounding: {preprocessing.crop_rounding} is not known": (
             preprocessing.crop_rounding in _CROP_ROUNDINGS
         ),
-        f"preprocessing.interpolation: expected one of {', '.join(_INTERPOLATIONS)}, "
-        f"got {preprocessing.interpolation!r}": preprocessing.interpolation in _INTERPOLATIONS,
+        f"preprocessing.interpolation: expected one of {', '.join(INTERPOLATIONS)}, "
+        f"got {preprocessing.interpolation!r}": preprocessing.interpolation in INTERPOLATIONS,
         f"preprocessing: expected a mean and std for each of {source.channels} channels, since the server "
         f"normalises {source.dtype}, got {len(preprocessing.mean)} and {len(preprocessing.std)}": (
             not by_server or len(preprocessing.mean) == len(preprocessing.std) == source.channels

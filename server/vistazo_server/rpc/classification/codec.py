@@ -1,15 +1,23 @@
 """Protobuf ⇄ plain values for ClassificationService: every check of a request, and nothing else."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vistazo_preprocessing.spec import PreprocessSpec, ResizeMode
 from vistazo_proto import classification_pb2 as pb
-from vistazo_server.artifact.manifest import ScoreKind
-from vistazo_server.errors import InvalidImageError, InvalidRequestError, ServingError
+from vistazo_server.artifact.manifest import ImageSpec, ScoreKind
+from vistazo_server.errors import (
+    InvalidImageError,
+    InvalidRequestError,
+    PreparedOtherwiseError,
+    ServingError,
+)
 from vistazo_server.inference.classifier import Classified, Ranking
 from vistazo_server.inference.image_inputs import ImageInput
 from vistazo_server.inference.side_thread import Steps
@@ -33,6 +41,10 @@ _SCORE_KINDS = {
 }
 
 
+# Of an id: 64 bits tell apart what one caller could ever meet.
+_ID_DIGITS: Final = 16
+
+
 @dataclass(slots=True)  # not frozen: one is made for each request, and a frozen one takes three times as long
 class ClassifyCommand:
     """A ClassifyRequest in plain values."""
@@ -45,6 +57,8 @@ class ClassifyCommand:
     top_k: int | None
     min_probability: float
     """Classes below it are left out."""
+    prepared_as: str = ""
+    """Id of the preprocessing that the caller has done; empty: none."""
 
 
 def decode_request(request: pb.ClassifyRequest, *, max_images: int) -> ClassifyCommand:
@@ -63,6 +77,7 @@ def decode_request(request: pb.ClassifyRequest, *, max_images: int) -> ClassifyC
         [_decode_image(image) for image in images],
         request.top_k if request.HasField("top_k") else None,
         request.min_probability,
+        request.prepared_as,
     )
 
 
@@ -152,6 +167,7 @@ def encode_model(entry: CatalogEntry) -> pb.Model:
             message.input_height = spec.image.preprocess.height
             message.input_width = spec.image.preprocess.width
             message.input_channels = spec.image.preprocess.channels
+            message.preprocessing.CopyFrom(encode_preprocessing(spec.image.preprocess))
         message.labels.extend(spec.labels)
         if spec.scores is not None:
             message.scores = _SCORE_KINDS[spec.scores.kind]
@@ -161,6 +177,42 @@ def encode_model(entry: CatalogEntry) -> pb.Model:
     for size, seconds in entry.latencies().items():
         message.latencies.add(batch_size=size, seconds=seconds)
     return message
+
+
+@lru_cache(maxsize=1024)
+def encode_preprocessing(spec: PreprocessSpec) -> pb.Preprocessing:
+    """Return how images become a model's pixels, with every size resolved. It is shared: do not change it."""
+    mode = spec.resize_mode
+    height, width = spec.resize_height, spec.resize_width
+    if mode is ResizeMode.STRETCH:
+        height, width = height or spec.height, width or spec.width
+    elif mode not in (ResizeMode.COVER, ResizeMode.FIT):
+        height = width = 0
+    message = pb.Preprocessing(
+        resize_mode=mode.name,
+        resize_size=spec.resize_size if mode is ResizeMode.SHORTEST_EDGE else 0,
+        resize_height=height,
+        resize_width=width,
+        interpolation=spec.interpolation.name.lower(),
+        pad_color=spec.pad_color,
+        background=spec.background,
+        crop_rounding=pb.Preprocessing.DOWN if spec.crop_rounds_down else pb.Preprocessing.HALF_TO_EVEN,
+        jpeg_decoding=spec.jpeg_decoding.name,
+    )
+    # Of what decides about pixels and nothing else: replicas have the same, and versions that prepare alike.
+    digest = hashlib.sha256(f"{spec.height}x{spec.width}x{spec.channels}:".encode())
+    digest.update(message.SerializeToString(deterministic=True))
+    message.id = digest.hexdigest()[:_ID_DIGITS]
+    return message
+
+
+def check_prepared(prepared_as: str, image: ImageSpec | None) -> None:
+    """Raise PreparedOtherwiseError when images that a caller prepared so are not what the model wants."""
+    if prepared_as and (image is None or prepared_as != encode_preprocessing(image.preprocess).id):
+        raise PreparedOtherwiseError(
+            "prepared_as: the images were prepared in another way than this version of the model does; ask "
+            "for its preprocessing again, or send them as they are"
+        )
 
 
 def encode_stream_response(request_id: str, response: bytes) -> bytes:

@@ -54,6 +54,8 @@ class ClassificationServicer(pb_grpc.ClassificationServiceServicer):
 
     async def _classify(self, command: codec.ClassifyCommand, deadline: float | None) -> bytes:
         with self._repository.lease(command.model, command.version) as classifier:
+            if command.prepared_as:
+                codec.check_prepared(command.prepared_as, classifier.spec.image)
             classified = await classifier.classify(
                 command.images,
                 top_k=command.top_k,
