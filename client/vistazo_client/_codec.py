@@ -38,6 +38,8 @@ REQUEST_BYTES = 16 * 1024 * 1024
 # images that were never sent.
 _WIRE_NUMBER = re.compile(r"^images\[\d+\]: ")
 
+_JPEG_DECODINGS = {pb.Preprocessing.EXACT: "exact", pb.Preprocessing.REDUCED: "reduced"}
+
 # What an uint32 holds.
 _MAX_TOP_K = 2**32 - 1
 
@@ -197,6 +199,7 @@ def decode_model(model: pb.Model) -> ModelInfo:
         latencies=tuple(BatchLatency(each.batch_size, each.seconds) for each in model.latencies),
         scores=_decode_scores(model.scores),
         one_by_one=model.one_by_one,
+        jpeg_decoding=_JPEG_DECODINGS.get(model.preprocessing.jpeg_decoding, ""),
     )
 
 

@@ -135,6 +135,9 @@ class ModelInfo:
     """What the model's scores are, and so whether the probabilities of all classes sum to 1."""
     one_by_one: str = ""
     """Why each sample runs alone; empty: batches are fine."""
+    jpeg_decoding: str = ""
+    """"exact", or "reduced": JPEGs much larger than needed are decoded at a fraction of their size, and
+    answers may differ a little. Empty: the server did not say, or the model takes no images."""
 
     @property
     def ready(self) -> bool:

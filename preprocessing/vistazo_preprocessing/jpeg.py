@@ -11,7 +11,7 @@ from PIL import Image
 
 from vistazo_preprocessing.effort import BoundedFile, Effort
 from vistazo_preprocessing.errors import ImageError, broken
-from vistazo_preprocessing.header import Header
+from vistazo_preprocessing.header import Header, Reduced
 from vistazo_preprocessing.orientation import upright_turn
 from vistazo_preprocessing.picture import Picture
 
@@ -33,11 +33,15 @@ _STANDALONE: Final = (0x00, 0x01, *range(0xD0, 0xD8))
 _SOI, _EOI, _SOS, _APP0, _APP1, _ADOBE, _COMMENT = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xFE
 _FRAMES: Final = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 _PROGRESSIVE: Final = (0xC2, 0xC6, 0xCA, 0xCE)
+_LOSSLESS: Final = (0xC3, 0xC7, 0xCB, 0xCF)
 _EXIF: Final = b"Exif\0\0"
 _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 
 # Of each coefficient that the decoder keeps, where it cannot go through the file once.
 _COEFFICIENT_BYTES: Final = 2
+# What reading the coefficients of a pixel takes, as a share of decoding it whole and resizing it: measured
+# with photographs of 12 megapixels.
+_COEFFICIENTS_WORK: Final = 0.2
 
 
 class _Frame:
@@ -47,6 +51,7 @@ class _Frame:
         if len(segment) < 6 or len(segment) < 6 + 3 * segment[5]:
             raise broken("the header of its frame is cut")
         self.is_progressive = marker in _PROGRESSIVE
+        self.is_lossless = marker in _LOSSLESS
         self.height = int.from_bytes(segment[1:3])
         self.width = int.from_bytes(segment[3:5])
         self.components = segment[5]
@@ -55,11 +60,23 @@ class _Frame:
         largest = max((s >> 4 for s in samplings), default=1) * max((s & 15 for s in samplings), default=1)
         self.samples_per_pixel = sum(areas) / max(largest, 1)
 
-    def decode_bytes(self, *, at_once: bool) -> int:
-        pixel = 1.0 if self.components == 1 else 4.0
+    def decode_bytes(self, *, at_once: bool, scale: int = 1) -> int:
+        width, height = self.reduced_size(scale)
+        result = width * height * (1 if self.components == 1 else 4)
         if self.is_progressive or not at_once:
-            pixel += _COEFFICIENT_BYTES * self.samples_per_pixel
-        return int(self.width * self.height * pixel)
+            # All of them, however small the result is.
+            result += int(self.width * self.height * _COEFFICIENT_BYTES * self.samples_per_pixel)
+        return result
+
+    def work(self, *, at_once: bool, scale: int) -> int:
+        """Return what decoding at 1/`scale` costs, in pixels of an image that is decoded whole."""
+        width, height = self.reduced_size(scale)
+        share = _COEFFICIENTS_WORK if at_once and not self.is_progressive else 1
+        return width * height + int(self.width * self.height * share)
+
+    def reduced_size(self, scale: int) -> tuple[int, int]:
+        """Return the width and height of the image decoded at 1/`scale`: libjpeg rounds up."""
+        return -(-self.width // scale), -(-self.height // scale)
 
 
 class _Segments:
@@ -87,42 +104,82 @@ class _Segments:
             self.kept.append(segment)
 
 
+class _Jpeg:
+    """The parts of a JPEG file that matter."""
+
+    def __init__(self, encoded: bytes, effort: Effort) -> None:
+        self._encoded = encoded
+        self._effort = effort
+        self._segments = _Segments()
+        self._first_scan, behind = self._read_segments()
+        if self._segments.frame is None:
+            raise broken("it has no frame before its first scan")
+        self._frame = frame = self._segments.frame
+        self._size = (frame.width, frame.height)
+        if frame.is_progressive and encoded.count(_SCAN, self._first_scan) > MOST_SCANS:
+            _check_scans(encoded, self._first_scan)
+        # A scan of one of several components: the others come later, and all are kept until then.
+        self._at_once = encoded[behind + 2 : behind + 3] == bytes([frame.components])
+        self._turn = upright_turn(self._segments.exif, self._segments.xmp)
+
+    def _read_segments(self) -> tuple[int, int]:
+        """Read what stands before the first scan. Return where that begins, and where its marker ends."""
+        encoded, at = self._encoded, 2
+        while True:
+            self._effort.step()
+            marker, begin = _next_marker(encoded, at)
+            at = begin + 2
+            if marker == _SOS:
+                return begin, at
+            if marker in _STANDALONE:
+                continue
+            # Of a length that is too short, libjpeg skips none, too, and looks for the next marker.
+            at += max(int.from_bytes(encoded[at : at + 2]), 2)
+            if at > len(encoded):
+                raise broken("the file is truncated before its first scan")
+            self._segments.read(marker, encoded[begin:at])
+
+    def header(self) -> Header:
+        """Return what was read."""
+        return Header(
+            *self._size,
+            self._decode_bytes(),
+            "" if self._turn else {1: "L", 3: "RGB"}.get(self._frame.components, ""),
+            self._load,
+            self._turn,
+            # What has no DCT cannot be scaled by it.
+            None if self._frame.is_lossless else self._reduced,
+        )
+
+    def _reduced(self, scale: int) -> Reduced:
+        work = self._frame.work(at_once=self._at_once, scale=scale)
+        return Reduced(self._decode_bytes(scale), work, lambda: self._load(scale))
+
+    def _decode_bytes(self, scale: int = 1) -> int:
+        return self._frame.decode_bytes(at_once=self._at_once, scale=scale) + len(self._encoded)
+
+    def _load(self, scale: int = 1) -> Picture:
+        clean = b"".join([*self._segments.kept, memoryview(self._encoded)[self._first_scan :]])
+        image = Image.open(BoundedFile(clean, self._effort), formats=("JPEG",))
+        if image.size != self._size:
+            raise broken("its size is not clear")
+        extent = None
+        if scale > 1:
+            width, height = self._size
+            # It takes the largest scale at which no edge becomes smaller than asked for: rounded down, that
+            # is this one. Its mode stays, as another would be made by the decoder, and not as ever.
+            image.draft(image.mode, (width // scale, height // scale))
+            if image.size != self._frame.reduced_size(scale):
+                raise broken(f"it cannot be decoded at 1/{scale} of its size")
+            # The last column and row may stand for less than `scale` pixels.
+            extent = (width / scale, height / scale)
+        image.load()
+        return Picture(image, self._turn, extent=extent)
+
+
 def read_jpeg(encoded: bytes, effort: Effort) -> Header:
     """Return what the segments before the first scan say. Raises ImageError."""
-    segments = _Segments()
-    at = 2
-    while True:
-        effort.step()
-        marker, begin = _next_marker(encoded, at)
-        at = begin + 2
-        if marker == _SOS:
-            break
-        if marker in _STANDALONE:
-            continue
-        # Of a length that is too short, libjpeg skips none, too, and looks for the next marker.
-        at += max(int.from_bytes(encoded[at : at + 2]), 2)
-        if at > len(encoded):
-            raise broken("the file is truncated before its first scan")
-        segments.read(marker, encoded[begin:at])
-    frame = segments.frame
-    if frame is None:
-        raise broken("it has no frame before its first scan")
-    if frame.is_progressive and encoded.count(_SCAN, begin) > MOST_SCANS:
-        _check_scans(encoded, begin)
-    # A scan of one of several components: the others come later, and all are kept until then.
-    at_once = encoded[at + 2 : at + 3] == bytes([frame.components])
-    turn, size = upright_turn(segments.exif, segments.xmp), (frame.width, frame.height)
-
-    def load() -> Picture:
-        clean = b"".join([*segments.kept, memoryview(encoded)[begin:]])
-        image = Image.open(BoundedFile(clean, effort), formats=("JPEG",))
-        if image.size != size:
-            raise broken("its size is not clear")
-        image.load()
-        return Picture(image, turn)
-
-    mode = "" if turn else {1: "L", 3: "RGB"}.get(frame.components, "")
-    return Header(*size, frame.decode_bytes(at_once=at_once) + len(encoded), mode, load)
+    return _Jpeg(encoded, effort).header()
 
 
 def _next_marker(encoded: bytes, at: int) -> tuple[int, int]:

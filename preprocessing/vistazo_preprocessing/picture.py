@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,23 @@ _FROM_THE_END: Final = (
     Image.Transpose.TRANSVERSE,
 )
 """These make the first row of the last row or column."""
+_FROM_THE_RIGHT: Final = (
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+)
+"""These make the first column of the last column or row."""
 
 _WITH_ALPHA: Final = ("RGBA", "LA", "PA")
+
+
+_Side = TypeVar("_Side", int, float)
+
+
+def upright_size(width: _Side, height: _Side, turn: Image.Transpose | None) -> tuple[_Side, _Side]:
+    """Return the width and height of a stored image when `turn` has turned it upright."""
+    return (height, width) if turn in _SIDEWAYS else (width, height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +73,32 @@ class Picture:
     key: ColourKey | None = None
     is_opaque: bool = False
     """Whether what seems to be its alpha is none."""
+    extent: tuple[float, float] | None = None
+    """Width and height of what is shown, as stored, where the last column and row are shown in part; None:
+    all of the image is."""
     size: tuple[int, int] = field(init=False)
     """Width and height, upright."""
 
     def __post_init__(self) -> None:
         width, height = self.image.size
-        object.__setattr__(self, "size", (height, width) if self.turn in _SIDEWAYS else (width, height))
+        object.__setattr__(self, "size", upright_size(width, height, self.turn))
 
     @property
     def mode(self) -> str:
         """Pillow's mode of the image where it is shown as it is stored; else empty."""
         is_plain = self.turn is None and self.key is None and self.image.mode in ("L", "RGB")
         return self.image.mode if is_plain else ""
+
+    @property
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Left, top, right and bottom, upright, of what is shown; None: all of the image is."""
+        if self.extent is None:
+            return None
+        across, down = upright_size(*self.extent, self.turn)
+        width, height = self.size
+        left = width - across if self.turn in _FROM_THE_RIGHT else 0
+        top = height - down if self.turn in _FROM_THE_END else 0
+        return (left, top, left + across, top + down)
 
     def rows(self, top: int, bottom: int, *, mode: str, background: Sequence[int]) -> Image.Image:
         """Return some rows of the upright image in `mode`, L or RGB, laid on `background` (RGB)."""

@@ -181,7 +181,7 @@ class _Png:
         grey = "L" if self._depth == 8 else ""
         mode = {_GREY: grey, _COLOUR: "RGB"}.get(self._type, "") if is_plain else ""
         decode_bytes = self.width * self.height * pixel + len(self._encoded)
-        return Header(self.width, self.height, decode_bytes, mode, self.load)
+        return Header(self.width, self.height, decode_bytes, mode, self.load, self._turn)
 
     def load(self) -> Picture:
         parts = [SIGNATURE, *_written(b"IHDR", self._ihdr)]

@@ -10,6 +10,9 @@ than torchvision's usual `Image.open(f).convert("RGB")` looks at, this is what h
   shows it; `convert("RGB")` would show the colour that happens to be below it, often black.
 - 16-bit grey is scaled to 8 bits; `convert` would clip nearly all of it to white.
 - Animations are refused.
+
+Where the spec says so, a JPEG much larger than needed is decoded at a fraction of its size, which saves most
+of the time. The rest is the same: the size that it is resized to follows from that of all its pixels.
 """
 
 import math
@@ -24,9 +27,13 @@ from vistazo_preprocessing.errors import ImageError
 from vistazo_preprocessing.geometry import centre_crop, ratio_size, shortest_edge_size
 from vistazo_preprocessing.picture import WHITE, Picture
 from vistazo_preprocessing.reading import reading
-from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
+from vistazo_preprocessing.spec import JpegDecoding, Layout, PreprocessSpec, ResizeMode
 
 _MODE: Final = {1: "L", 3: "RGB"}
+
+# At which a JPEG can be decoded, 1/8 first, and how many times its new size it must have then.
+_REDUCTIONS: Final = (8, 4, 2)
+_REDUCED_LEAST: Final = 2
 
 # How a small image can become one of more pixels than the model takes.
 _GROWING: Final = (ResizeMode.SHORTEST_EDGE, ResizeMode.COVER)
@@ -40,12 +47,17 @@ _STRIP_BYTES: Final = 24
 _PIXEL_BYTES: Final = {1: 1, 3: 4}
 
 
+Size = tuple[int, int]
+"""Width and height, upright, in pixels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Large:
     """An image that was looked at and not decoded: it may be used, and has many pixels."""
 
     pixels: int
-    """Of the image, or of what it is resized to, whichever has more."""
+    """Of the image, or of what it is resized to, whichever has more. A JPEG that is decoded at a fraction of
+    its size counts as many as would be as much work."""
     bytes: int
     """Most memory that decoding and resizing it takes."""
     file_bytes: int
@@ -78,8 +90,8 @@ class Preprocessor:
     ) -> NDArray[Any] | Large:
         """Return the model's input, in its layout and dtype, for an encoded file or uint8 H×W×C pixels.
 
-        An image of more than `at_most` pixels is not decoded and not resized: Large is returned. Raises
-        ImageError.
+        An image of more than `at_most` pixels, as Large counts them, is not decoded and not resized: Large
+        is returned. Raises ImageError.
         """
         pixels = self.decode(image, at_most) if isinstance(image, bytes) else self.fit(image, at_most)
         return pixels if self.takes_pixels or isinstance(pixels, Large) else self._arranged(pixels)
@@ -101,11 +113,18 @@ class Preprocessor:
         truncated, animated, more pixels than allowed, or made to take long.
         """
         with reading(encoded) as image:
-            pixels = self._checked_pixels(image.width, image.height)
-            memory = self._checked_memory(image.width, image.height, image.decode_bytes, image.mode)
-            if pixels > at_most:
-                return Large(pixels, memory, len(encoded))
-            return self._fit(image.load(pixels=pixels))
+            size = (image.width, image.height)
+            resized = self._resized_size(*size)
+            whole = self._checked_pixels(size, resized)
+            reduction = self._reduction(size, resized)
+            if reduction > 1:
+                image.reduce(reduction)
+            size = (image.width, image.height)
+            memory = self._checked_memory(size, resized, image.decode_bytes, image.mode)
+            work = max(image.work, _most_pixels(size, resized))
+            if work > at_most:
+                return Large(work, memory, len(encoded))
+            return self._fit(image.load(pixels=whole), resized)
 
     def fit(self, pixels: NDArray[np.uint8], at_most: float = math.inf) -> NDArray[np.uint8] | Large:
         """Return decoded pixels, uint8 H×W×C, in the model's size.
@@ -117,32 +136,41 @@ class Preprocessor:
         if pixels.shape == self.shape:
             return pixels
         height, width, channels = pixels.shape
-        count = self._checked_pixels(width, height)
-        memory = self._checked_memory(width, height, 4 * width * height, "")
+        resized = self._resized_size(width, height)
+        count = self._checked_pixels((width, height), resized)
+        memory = self._checked_memory((width, height), resized, 4 * width * height, "")
         if count > at_most:
             return Large(count, memory, pixels.nbytes)
-        return self._fit(Picture(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)))
+        return self._fit(Picture(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)), resized)
 
-    def _checked_pixels(self, width: int, height: int) -> int:
+    def _reduction(self, size: Size, resized: Size) -> int:
+        """Return 2, 4 or 8 where a JPEG of `size` is to be decoded at 1/2, 1/4 or 1/8 of it, else 1."""
+        if self._spec.jpeg_decoding is JpegDecoding.REDUCED:
+            for scale in _REDUCTIONS:
+                least = _REDUCED_LEAST * scale
+                if size[0] >= least * resized[0] and size[1] >= least * resized[1]:
+                    return scale
+        return 1
+
+    def _checked_pixels(self, size: Size, resized: Size) -> int:
         """Return how many pixels an image of this size has: itself, half resized or resized, the most.
 
         Raises ImageError when that is more than allowed.
         """
-        self._check_pixels(width, height)
+        self._check_pixels(*size)
         # A strip of one pixel by a million passes as small and grows here.
-        resized_width, resized_height = self._resized_size(width, height)
         if self._spec.resize_mode in _GROWING:
-            self._check_pixels(resized_width, resized_height, after="after resizing, ")
+            self._check_pixels(*resized, after="after resizing, ")
         # The width is resized before the height.
-        self._check_pixels(resized_width, height, after="half resized, ")
-        return max(width * height, resized_width * height, resized_width * resized_height)
+        self._check_pixels(resized[0], size[1], after="half resized, ")
+        return _most_pixels(size, resized)
 
-    def _checked_memory(self, width: int, height: int, decode_bytes: int, mode: str) -> int:
-        """Return the most memory that an image of this size takes, decoded and resized.
+    def _checked_memory(self, size: Size, resized: Size, decode_bytes: int, mode: str) -> int:
+        """Return the most memory that an image of this size, as it is decoded, takes with its resizing.
 
         Raises ImageError when that is more than there is for all images.
         """
-        resized_width, resized_height = self._resized_size(width, height)
+        (width, height), (resized_width, resized_height) = size, resized
         pixels = resized_width * (height + resized_height)
         if mode != _MODE[self._spec.channels]:
             pixels += width * height
@@ -175,19 +203,20 @@ class Preprocessor:
                 f"({width * height / 1e6:.1f} megapixels)"
             )
 
-    def _fit(self, picture: Picture) -> NDArray[np.uint8]:
+    def _fit(self, picture: Picture, size: Size) -> NDArray[np.uint8]:
+        """Return the picture's pixels, resized to `size` and cropped."""
         spec = self._spec
-        resized = self._resized(picture, self._resized_size(*picture.size))
+        resized = self._resized(picture, size)
         cropped = centre_crop(
             resized, spec.width, spec.height, fill=spec.pad_color, down=spec.crop_rounds_down
         )
         # A copy: the array must outlive the image, and be writable for whoever batches in place.
         return np.array(cropped, dtype=np.uint8).reshape(self.shape)
 
-    def _resized(self, picture: Picture, size: tuple[int, int]) -> Image.Image:
+    def _resized(self, picture: Picture, size: Size) -> Image.Image:
         image = self._shown(picture)
         # Pillow's bilinear and bicubic widen their support when they shrink: antialias is always on.
-        return image if image.size == size else image.resize(size, self._spec.interpolation)
+        return image if image.size == size else image.resize(size, self._spec.interpolation, box=picture.box)
 
     def _shown(self, picture: Picture) -> Image.Image:
         """Return the picture in the model's mode."""
@@ -203,3 +232,8 @@ class Preprocessor:
             strip = picture.rows(top, min(top + step, height), mode=mode, background=self._background)
             shown.paste(strip, (0, top))
         return shown
+
+
+def _most_pixels(size: Size, resized: Size) -> int:
+    """Return the pixels of an image as it is, half resized or resized, whichever are the most."""
+    return max(size[0] * size[1], resized[0] * size[1], resized[0] * resized[1])

@@ -12,7 +12,7 @@ from vistazo_preprocessing.bmp import read_bmp
 from vistazo_preprocessing.effort import Effort
 from vistazo_preprocessing.errors import ImageError, broken
 from vistazo_preprocessing.header import Header
-from vistazo_preprocessing.picture import Picture
+from vistazo_preprocessing.picture import Picture, upright_size
 from vistazo_preprocessing.recognition import not_an_image
 from vistazo_preprocessing.webp import is_webp, read_webp
 
@@ -33,13 +33,24 @@ class EncodedImage:
 
     def __init__(self, header: Header, effort: Effort) -> None:
         self._effort = effort
+        self._header = header
         self._load = header.load
-        self.width: Final = header.width
-        self.height: Final = header.height
-        self.decode_bytes: Final = header.decode_bytes
+        self.width, self.height = upright_size(header.width, header.height, header.turn)
+        """Of what is decoded, upright."""
+        self.decode_bytes = header.decode_bytes
         """Most memory that decoding takes."""
         self.mode: Final = header.mode
         """Pillow's of what is shown, where decoding is all that it takes; else empty."""
+        self.work = self.width * self.height
+        """What decoding costs of CPU time, in pixels of an image that is decoded whole."""
+
+    def reduce(self, scale: int) -> None:
+        """Decode at 1/`scale` (2, 4 or 8) of the size, where the format and the file allow that."""
+        if self._header.reduced is None:
+            return
+        reduced = self._header.reduced(scale)
+        self._load, self.decode_bytes, self.work = reduced.load, reduced.decode_bytes, reduced.work
+        self.width, self.height = -(-self.width // scale), -(-self.height // scale)
 
     def load(self, *, pixels: int) -> Picture:
         """Return the image as a viewer shows it. It may take as long as so many pixels take."""

@@ -99,7 +99,8 @@ def read_webp(encoded: bytes, effort: Effort) -> Header:
         return Picture(image, turn)
 
     mode = "RGB" if turn is None and file.is_opaque() else ""
-    return Header(*size, size[0] * size[1] * file.pixel_bytes() + 3 * len(encoded), mode, load)
+    decode_bytes = size[0] * size[1] * file.pixel_bytes() + 3 * len(encoded)
+    return Header(*size, decode_bytes, mode, load, turn)
 
 
 def _chunks(encoded: bytes, effort: Effort) -> Iterator[tuple[bytes, int, int]]:

@@ -127,6 +127,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
                 settings.models,
                 load_model=loader.open,
                 policy_for=settings.policy_for,
+                jpeg_decoding_for=settings.jpeg_decoding_for,
                 observer=status,
                 explicit=settings.model_control == "explicit",
             )

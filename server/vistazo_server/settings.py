@@ -20,12 +20,20 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vistazo_preprocessing.spec import MAX_PIXELS
+from vistazo_preprocessing.spec import MAX_PIXELS, JpegDecoding
 from vistazo_server.errors import StartupError
 from vistazo_server.repository.versions import VersionPolicy
 
 PER_MODEL: Final = frozenset(
-    {"max_batch_size", "slo_ms", "queue_delay_ms", "queue_limit", "default_deadline_ms", "version_policy"}
+    {
+        "max_batch_size",
+        "slo_ms",
+        "queue_delay_ms",
+        "queue_limit",
+        "default_deadline_ms",
+        "version_policy",
+        "jpeg_decoding",
+    }
 )
 """Settings that a model may have of its own."""
 
@@ -81,6 +89,11 @@ class Settings(BaseSettings):
     """Threads that decode and resize images of one kind, small or large (over 1 megapixel); one more is there
     for the other kind. 0: one for each CPU of the same budget."""
 
+    jpeg_decoding: Literal["exact", "reduced"] = "exact"
+    """How JPEGs are decoded. exact: all their pixels, as torchvision, timm and transformers do. reduced: one
+    much larger than the network needs at 1/2, 1/4 or 1/8 of its size, as long as that is at least twice the
+    size that it is resized to. Saves most of a photograph's time and memory; answers may differ a little."""
+
     max_batch_size: NonNegativeInt = 0
     """Most samples in one batch, never more than the manifest's maximum. 0: measured at warm-up, the smallest
     size that reaches 98 % of the best throughput."""
@@ -102,7 +115,8 @@ class Settings(BaseSettings):
 
     model_settings: Path | None = None
     """TOML file with settings for single models: a table for each, such as [vgg16], with any of
-    max_batch_size, slo_ms, queue_delay_ms, queue_limit, default_deadline_ms and version_policy."""
+    max_batch_size, slo_ms, queue_delay_ms, queue_limit, default_deadline_ms, version_policy and
+    jpeg_decoding."""
 
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
     """Largest request or response, in MiB."""
@@ -238,6 +252,10 @@ class Settings(BaseSettings):
     def _is_a_version_policy(cls, policy: str) -> str:
         VersionPolicy.parse(policy)
         return policy
+
+    def jpeg_decoding_for(self, model: str) -> JpegDecoding:
+        """Return how the JPEGs for a model are decoded."""
+        return JpegDecoding(self.for_model(model).jpeg_decoding)
 
     @property
     def models_to_load(self) -> list[str] | None:

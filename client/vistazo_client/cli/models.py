@@ -33,6 +33,10 @@ def models_command(*, as_json: bool, verbose: bool, open_client: Callable[[], Cl
         return
     print_table(_models_table(models))
     for model in models:
+        if model.jpeg_decoding == "reduced":
+            print_line(
+                f"{model.name} version {model.version} decodes large JPEGs at a fraction of their size"
+            )
         if model.one_by_one:
             print_line(
                 f"{model.name} version {model.version} runs its samples one by one: {model.one_by_one}"

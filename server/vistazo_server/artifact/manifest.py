@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from google.protobuf import json_format
 
 from vistazo_preprocessing.described import RESIZE_MODES, read_spec
-from vistazo_preprocessing.spec import INTERPOLATIONS, Layout, PreprocessSpec
+from vistazo_preprocessing.spec import INTERPOLATIONS, JpegDecoding, Layout, PreprocessSpec
 from vistazo_proto import manifest_pb2
 from vistazo_server.artifact.model_formats import MODEL_FILE
 from vistazo_server.artifact.triton_config import is_inside
@@ -108,6 +108,13 @@ class ModelSpec:
     """Relative to the version's folder."""
     output_labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Of a model without a manifest: outputs, each with labels for its classes in index order."""
+
+    def decoding_jpegs(self, decoding: JpegDecoding) -> Self:
+        """Return the model with its JPEGs decoded so, which no manifest says."""
+        if self.image is None:
+            return self
+        preprocess = replace(self.image.preprocess, jpeg_decoding=decoding)
+        return replace(self, image=replace(self.image, preprocess=preprocess))
 
 
 def spec_without_manifest(

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import structlog
 
+from vistazo_preprocessing.spec import JpegDecoding
 from vistazo_server.errors import (
     DrainingError,
     InvalidRequestError,
@@ -22,7 +23,14 @@ from vistazo_server.repository.catalog import CatalogEntry, IndexRow, ModelState
 from vistazo_server.repository.disk import beside_the_loop
 from vistazo_server.repository.folder import FoundVersions, RepositoryFolder, check_model_name
 from vistazo_server.repository.layout import Stray, check_root, wrong_root
-from vistazo_server.repository.rollout import LoadModel, RepositoryObserver, Rollout, ServedVersion, all_ended
+from vistazo_server.repository.rollout import (
+    JpegDecodingFor,
+    LoadModel,
+    RepositoryObserver,
+    Rollout,
+    ServedVersion,
+    all_ended,
+)
 from vistazo_server.repository.served_model import ServedModel
 from vistazo_server.repository.versions import VersionPolicy
 
@@ -40,7 +48,8 @@ Change = Callable[[ServedModel], Coroutine[Any, Any, None]]
 class ModelRepository:
     """The models below a folder, each `<name>/<version>/model.onnx` with a manifest.json.
 
-    `policy_for` says which versions of a model are served. `explicit`: callers may load and unload.
+    `policy_for` says which versions of a model are served, `jpeg_decoding_for` how its JPEGs are decoded.
+    `explicit`: callers may load and unload.
 
     Changes of one model are made one after the other, and each ends when what it replaced is freed: at any
     time at most two instances of a version are in memory. A change goes on when the caller that asked for
@@ -54,10 +63,13 @@ class ModelRepository:
         load_model: LoadModel,
         policy_for: Callable[[str], VersionPolicy],
         observer: RepositoryObserver,
+        jpeg_decoding_for: JpegDecodingFor = lambda name: JpegDecoding.EXACT,  # noqa: ARG005
         explicit: bool = False,
     ) -> None:
         self._folder = RepositoryFolder(root)
-        self._rollout = Rollout(self._folder, load_model=load_model, observer=observer)
+        self._rollout = Rollout(
+            self._folder, load_model=load_model, observer=observer, jpeg_decoding_for=jpeg_decoding_for
+        )
         self._policy_for = policy_for
         self._observer = observer
         self._explicit = explicit

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import structlog
 
+from vistazo_preprocessing.spec import JpegDecoding
 from vistazo_server.artifact.manifest import ModelSpec
 from vistazo_server.artifact.verification import verified_spec
 from vistazo_server.engine import memory
@@ -34,6 +35,9 @@ class LoadedModel:
     one_by_one: str = ""
     """Why each sample runs alone; empty: batches are fine."""
 
+
+JpegDecodingFor = Callable[[str], JpegDecoding]
+"""Returns how the JPEGs for a model of this name are decoded."""
 
 LoadModel = Callable[[Path, ModelSpec, str], AbstractAsyncContextManager[LoadedModel]]
 """Opens the graph at the path, of the spec and version; leaving the context drains and frees it."""
@@ -99,9 +103,15 @@ class Rollout:
     """Loads one version at a time, and ends instances so that nobody loses an answer."""
 
     def __init__(
-        self, folder: RepositoryFolder, *, load_model: LoadModel, observer: RepositoryObserver
+        self,
+        folder: RepositoryFolder,
+        *,
+        load_model: LoadModel,
+        observer: RepositoryObserver,
+        jpeg_decoding_for: JpegDecodingFor,
     ) -> None:
         self.observer = observer
+        self._jpeg_decoding_for = jpeg_decoding_for
         self._folder = folder
         self._load_model = load_model
         # Warm-up measures, and two at once would measure each other.
@@ -118,9 +128,10 @@ class Rollout:
         """
         started = time.perf_counter()
         folder = self._folder.version(entry.name, entry.version)
-        spec = entry.spec = await beside_the_loop(
+        told = await beside_the_loop(
             functools.partial(verified_spec, folder, entry.name, needs_manifest=has_manifest(fingerprint))
         )
+        spec = entry.spec = told.decoding_jpegs(self._jpeg_decoding_for(entry.name))
         if before is not None and before.spec == spec:
             return None
         async with self._loading, AsyncExitStack() as stack:
