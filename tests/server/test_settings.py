@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from vistazo_preprocessing.spec import JpegDecoding
 from vistazo_server.cli import serve_command
 from vistazo_server.errors import StartupError
 from vistazo_server.repository.versions import VersionPolicy
@@ -86,6 +87,7 @@ def test_a_model_may_have_settings_of_its_own(model_settings):
         ("[vgg16]\nqueue = 3", r"\[vgg16\]: expected a table of .*queue_limit.*, got queue"),
         ("vgg16 = 3", r"\[vgg16\]: expected a table of .*, got 3"),
         ("[vgg16]\nqueue_limit = 0", r"\[vgg16\] queue_limit: .*greater than 0, got 0"),
+        ('[vgg16]\njpeg_decoding = "fast"', r"\[vgg16\] jpeg_decoding: .*'exact' or 'reduced', got 'fast'"),
         ("[vgg16", "cannot be read"),
     ],
 )
@@ -100,6 +102,13 @@ def test_a_model_may_have_a_version_policy_of_its_own(model_settings):
 
     assert settings.policy_for("vgg16") == VersionPolicy(listed=("3", "1"))
     assert settings.policy_for("resnet18") == VersionPolicy()
+
+
+def test_a_model_may_decode_jpegs_in_a_way_of_its_own(model_settings):
+    settings = Settings(model_settings=model_settings('[vgg16]\njpeg_decoding = "reduced"\n'))
+
+    assert settings.jpeg_decoding_for("vgg16") is JpegDecoding.REDUCED
+    assert settings.jpeg_decoding_for("resnet18") is JpegDecoding.EXACT
 
 
 def test_a_version_policy_of_a_model_that_makes_no_sense_is_refused_with_its_place(model_settings):
