@@ -1,5 +1,6 @@
 """`vistazo bench`: the command."""
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from vistazo_bench.measuring.rig import Rig
 from vistazo_bench.measuring.serving import RunningServer, choose_model, model_folder, serving
 from vistazo_bench.reporting.plot import text_plot, write_png
 from vistazo_bench.reporting.report import figures_table, one_line, result_object, write_atomically
-from vistazo_bench.standard.plan import QUICK, STANDARD
+from vistazo_bench.standard.plan import QUICK, RESNET, STANDARD
 from vistazo_bench.standard.scenarios import Pace, Subject, closed_loop, open_loop
 from vistazo_bench.standard.search import search_rate
 from vistazo_bench.standard.suite import StandardSet
@@ -31,8 +32,24 @@ LOOPBACK = ("127.", "localhost:", "[::1]:")
 # Of the machine's CPU, taken by others during a segment: from here on it shows in the figures.
 NOISY_SHARE = 0.05
 
+# Of a JPEG.
+LONGEST_EDGE = 65_500
+
 _positive = click.FloatRange(min=0, min_open=True)
 _path = click.Path(path_type=Path)
+
+
+def _read_size(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    """Return width and height of WIDTHxHEIGHT."""
+    del context
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text)
+    if found is None or max(int(found[1]), int(found[2])) > LONGEST_EDGE:
+        raise click.BadParameter(f"expected WIDTHxHEIGHT, such as 4032x3024, got {text!r}", param=parameter)
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +67,20 @@ class Choices:
     p99_ms: float | None
     input_kind: str
     image: Path | None
+    size: tuple[int, int] | None
     images_per_request: int
     duration: float
     warmup: float
     rounds: int
     channels: int
     seed: int
-    standard: bool
+    which: str
+    """standard, photographs, or empty: the load that the options say."""
     quick: bool
 
 
 @click.command("bench", context_settings={"max_content_width": 110})
-@click.argument("which", type=click.Choice(["standard"]), required=False)
+@click.argument("which", type=click.Choice(["standard", "photographs"]), required=False)
 @click.option("--server", metavar="HOST:PORT", help="A server that runs already.")
 @click.option(
     "--models",
@@ -91,12 +110,22 @@ class Choices:
 @click.option(
     "--input",
     "input_kind",
-    type=click.Choice(["tensor", "jpeg"]),
-    default="tensor",
-    show_default=True,
-    help="Raw pixels of the model's own size, or JPEG files of 500×375.",
+    type=click.Choice(["tensor", "file", "jpeg", "local"]),
+    help="tensor: pixels of the model's own size, sampled from the picture. file: the picture of --image as "
+    "it is. jpeg: JPEG files made of the picture, of --size. local: pixels prepared beforehand from such "
+    "files, as clients on other machines would.  [default: file with --image, jpeg with --size, else tensor]",
 )
-@click.option("--image", type=_path, help="Picture to send.  [default: a photograph of an installed package]")
+@click.option(
+    "--image",
+    type=_path,
+    help="Picture to send: JPEG, PNG, WebP or BMP.  [default: a photograph of an installed package]",
+)
+@click.option(
+    "--size",
+    metavar="WIDTHxHEIGHT",
+    callback=_read_size,
+    help="Make JPEG files of this size of the picture, such as 4032x3024.  [default for jpeg: 500x375]",
+)
 @click.option(
     "--images-per-request",
     type=click.IntRange(1, 256),
@@ -136,7 +165,11 @@ class Choices:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the Poisson arrivals.")
 @click.option("--standard", is_flag=True, help="The standard set: the figures that Vistazo promises.")
-@click.option("--quick", is_flag=True, help="With --standard: about 3 minutes instead of 15, and coarser.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="With standard: about 3 minutes instead of 15; with photographs: about 1 instead of 3. Coarser.",
+)
 @click.option("--plot", type=_path, metavar="FILE", help="Latency by percentile as PNG; needs matplotlib.")
 @click.option("--output", type=_path, metavar="FILE", help="Also write the JSON there.")
 def bench_command(
@@ -144,11 +177,13 @@ def bench_command(
 ) -> None:
     """Measure a server, and in the same minutes what the machine itself can do.
 
-    One of: a closed loop (--concurrency), an open loop (--rate), a search (--search), or the standard set
-    (`vistazo bench standard`). The last line of standard output is one JSON object. The exit status is 1
-    when answers were wrong; missed targets do not change it.
+    One of: a closed loop (--concurrency), an open loop (--rate), a search (--search), the standard set
+    (`vistazo bench standard`), or photographs of 12 megapixels in three ways (`vistazo bench photographs`).
+    With encoded images each says what decoding, resizing and inference cost. The last line of standard
+    output is one JSON object. The exit status is 1 when answers were wrong; missed targets do not change it.
     """
-    choices = Choices(standard=standard or which is not None, **options)  # type: ignore[arg-type]
+    _check_input(options)
+    choices = Choices(which="standard" if standard else which or "", **options)  # type: ignore[arg-type]
     _check(choices)
     if plot is not None and find_spec("matplotlib") is None:
         # Now, not after the minutes that measuring takes.
@@ -182,9 +217,11 @@ def bench_command(
 
 def _run(choices: Choices, rig: Rig, figures: list[Figure], commands: list[str]) -> str:
     """Fill `figures` and `commands`, and return the scenario's name."""
-    if choices.standard:
-        if choices.models is None:
-            raise click.UsageError("the standard set starts its own servers: give it --models")
+    if choices.which and choices.models is None:
+        raise click.UsageError(f"{choices.which} starts its own servers: give it --models")
+    if choices.which == "photographs" and choices.models is not None:
+        return _photographs(choices, choices.models, rig, figures, commands)
+    if choices.which == "standard" and choices.models is not None:
         plan = QUICK if choices.quick else STANDARD
         standard = StandardSet(
             rig, choices.models, plan=plan, options=choices.serve_options, seed=choices.seed
@@ -213,24 +250,64 @@ def _run(choices: Choices, rig: Rig, figures: list[Figure], commands: list[str])
         return "closed loop"
 
 
+def _photographs(choices: Choices, models: Path, rig: Rig, figures: list[Figure], commands: list[str]) -> str:
+    # It needs Pillow, which the other kinds of load do not.
+    from vistazo_bench.standard.photographs import Photographs  # noqa: PLC0415
+
+    plan = QUICK if choices.quick else STANDARD
+    model = choices.model or RESNET
+    _check_has(models, model)
+    photographs = Photographs(
+        rig,
+        models,
+        model=model,
+        options=choices.serve_options,
+        image=choices.image,
+        size=choices.size,
+        concurrency=choices.concurrency,
+        pace=Pace(plan.rounds, plan.seconds, 0.5, plan.budget_seconds, plan.largest_batch),
+    )
+    figures += photographs.run()
+    commands += photographs.commands
+    return f"photographs{', quick' if choices.quick else ''}"
+
+
+def _check_has(models: Path, model: str) -> None:
+    if not (models / model).is_dir():
+        raise BenchError(f"--model: {models} has no {model}")
+
+
 def _server(choices: Choices, stack: ExitStack) -> RunningServer:
     if choices.server is not None:
         return RunningServer(choices.server, None, f"already running at {choices.server}")
     if choices.models is None:
         raise click.UsageError("expected --server HOST:PORT or --models DIR")
     only = (choices.model,) if choices.model else ()
-    if only and not (choices.models / choices.model).is_dir():
-        raise BenchError(f"--model: {choices.models} has no {choices.model}")
+    if only:
+        _check_has(choices.models, choices.model)
     return stack.enter_context(serving(choices.models, choices.serve_options, only=only))
 
 
 def _subject(choices: Choices, server: RunningServer) -> Subject:
     model = choose_model(server, choices.model)
+    preparing = None
+    if choices.input_kind != "tensor":
+        # It needs Pillow.
+        from vistazo_bench.measuring.preparation import ask_preparing  # noqa: PLC0415
+
+        try:
+            preparing = ask_preparing(server.address, model)
+        except BenchError as error:
+            if choices.input_kind == "local":
+                raise
+            click.echo(f"What decoding and resizing cost is not measured: {error}", err=True)
     payload = make_payload(
         model,
         kind=choices.input_kind,
         images_per_request=choices.images_per_request,
         image=choices.image,
+        size=choices.size,
+        preparing=preparing,
     )
     return Subject(
         model.name,
@@ -238,18 +315,19 @@ def _subject(choices: Choices, server: RunningServer) -> Subject:
         with_references(payload, server.address),
         None if choices.models is None else model_folder(choices.models, model.name),
         local=server.address.startswith(LOOPBACK),
+        preparing=preparing,
     )
 
 
 def _check(choices: Choices) -> None:
     if choices.search and choices.p99_ms is None:
         raise click.UsageError("--search needs --p99-ms, the bound")
-    if sum((choices.search, choices.rate is not None, choices.standard)) > 1:
-        raise click.UsageError("expected only one of --rate, --search and the standard set")
-    if choices.standard and choices.server is not None:
-        raise click.UsageError("the standard set starts its own servers: give it --models, not --server")
-    if choices.quick and not choices.standard:
-        raise click.UsageError("--quick goes with the standard set")
+    if sum((choices.search, choices.rate is not None, bool(choices.which))) > 1:
+        raise click.UsageError("expected only one of --rate, --search, standard and photographs")
+    if choices.which and choices.server is not None:
+        raise click.UsageError(f"{choices.which} starts its own servers: give it --models, not --server")
+    if choices.quick and not choices.which:
+        raise click.UsageError("--quick goes with standard and photographs")
     if choices.deadline_ms is not None and choices.rate is None:
         raise click.UsageError("--deadline-ms goes with --rate")
     if choices.server is not None:
@@ -259,8 +337,19 @@ def _check(choices: Choices) -> None:
             raise click.BadParameter(str(error), param_hint="--server") from error
 
 
+def _check_input(options: dict[str, object]) -> None:
+    """Fill in which input is meant, and refuse what does not fit together."""
+    kind, image, size = options["input_kind"], options["image"], options["size"]
+    if kind is None:
+        kind = options["input_kind"] = "jpeg" if size else "file" if image else "tensor"
+    if kind == "file" and (image is None or size is not None):
+        raise click.UsageError("--input file is the picture of --image as it is: give it that, and no --size")
+    if kind == "tensor" and size is not None:
+        raise click.UsageError("--size goes with --input jpeg and local")
+
+
 def _title(choices: Choices, scenario: str) -> str:
-    kind = "" if choices.standard else f", {choices.input_kind} input"
+    kind = "" if choices.which else f", {choices.input_kind} input"
     short = "; the quick set: short segments, coarse figures" if choices.quick else ""
     return f"vistazo bench: {scenario}{kind}{short}"
 

@@ -17,7 +17,7 @@ of the time. The rest is the same: the size that it is resized to follows from t
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from PIL import Image
 from vistazo_preprocessing.errors import ImageError
 from vistazo_preprocessing.geometry import centre_crop, ratio_size, shortest_edge_size
 from vistazo_preprocessing.picture import WHITE, Picture
-from vistazo_preprocessing.reading import reading
+from vistazo_preprocessing.reading import EncodedImage, reading
 from vistazo_preprocessing.spec import JpegDecoding, Layout, PreprocessSpec, ResizeMode
 
 _MODE: Final = {1: "L", 3: "RGB"}
@@ -62,6 +62,14 @@ class Large:
     """Most memory that decoding and resizing it takes."""
     file_bytes: int
     """As it was sent."""
+
+
+class Decoded(NamedTuple):
+    """A decoded image, and what it is to become."""
+
+    picture: Picture
+    size: Size
+    """That it is to be resized to."""
 
 
 class Preprocessor:
@@ -113,18 +121,33 @@ class Preprocessor:
         truncated, animated, more pixels than allowed, or made to take long.
         """
         with reading(encoded) as image:
-            size = (image.width, image.height)
-            resized = self._resized_size(*size)
-            whole = self._checked_pixels(size, resized)
-            reduction = self._reduction(size, resized)
-            if reduction > 1:
-                image.reduce(reduction)
-            size = (image.width, image.height)
-            memory = self._checked_memory(size, resized, image.decode_bytes, image.mode)
-            work = max(image.work, _most_pixels(size, resized))
-            if work > at_most:
-                return Large(work, memory, len(encoded))
-            return self._fit(image.load(pixels=whole), resized)
+            decoded = self._decoded(image, len(encoded), at_most)
+            return decoded if isinstance(decoded, Large) else self.finish(decoded)
+
+    def load(self, encoded: bytes) -> Decoded:
+        """Return an encoded file decoded, as far as `decode` does it first. Raises ImageError."""
+        with reading(encoded) as image:
+            decoded = self._decoded(image, len(encoded), math.inf)
+        # Nothing is larger than infinity.
+        return cast("Decoded", decoded)
+
+    def finish(self, decoded: Decoded) -> NDArray[np.uint8]:
+        """Return the pixels of a decoded image, resized and cropped: what `decode` does then."""
+        return self._fit(decoded.picture, decoded.size)
+
+    def _decoded(self, image: EncodedImage, file_bytes: int, at_most: float) -> Decoded | Large:
+        size = (image.width, image.height)
+        resized = self._resized_size(*size)
+        whole = self._checked_pixels(size, resized)
+        reduction = self._reduction(size, resized)
+        if reduction > 1:
+            image.reduce(reduction)
+        size = (image.width, image.height)
+        memory = self._checked_memory(size, resized, image.decode_bytes, image.mode)
+        work = max(image.work, _most_pixels(size, resized))
+        if work > at_most:
+            return Large(work, memory, file_bytes)
+        return Decoded(image.load(pixels=whole), resized)
 
     def fit(self, pixels: NDArray[np.uint8], at_most: float = math.inf) -> NDArray[np.uint8] | Large:
         """Return decoded pixels, uint8 H×W×C, in the model's size.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from support.tiny import write_model
 from vistazo_bench.cli import bench_command
@@ -37,8 +38,9 @@ def children_left():
     left = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = (process / "cmdline").read_text()
-            environment = (process / "environ").read_text()
+            # Those of others may hold any bytes.
+            command = (process / "cmdline").read_text(errors="replace")
+            environment = (process / "environ").read_text(errors="replace")
         except OSError:
             continue
         if f"BENCH_TEST={os.getpid()}" in environment:
@@ -68,6 +70,7 @@ def test_a_closed_loop_has_its_limits_beside_it_and_leaves_nothing_running(repos
     assert {name.rpartition(": ")[2] for name in figures} == {
         *("throughput", "p50", "p90", "p99", "of a bare grpc.aio echo"),
         "of what raw throughput and decode time allow",
+        *("decoding", "resizing and cropping", "inference"),
         *(name.rpartition(": ")[2] for name in figures if "ONNX Runtime alone" in name),
     }
     assert all(figure["measured"] > 0 for figure in figures.values())
@@ -77,13 +80,44 @@ def test_a_closed_loop_has_its_limits_beside_it_and_leaves_nothing_running(repos
     assert children_left() == []
 
 
+@pytest.mark.slow
+@pytest.mark.serial
+def test_photographs_are_measured_in_three_ways_with_what_they_cost(repository, marked):
+    done = run("photographs", "--models", repository, "--model", "tiny", "--size", "160x120", "--quick")
+    assert done.returncode == 0, done.stderr
+    result = last_line(done)
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    assert all(figure["measured"] > 0 for figure in figures.values())
+    targets = {name: figure["target"] for name, figure in figures.items() if figure["target"] is not None}
+    assert targets == {
+        "tiny, 16 callers: reduced ÷ exact": 3.0,
+        "tiny, 16 callers, local: of ONNX Runtime alone": 0.9,
+    }
+    costs = {name: figure for name, figure in figures.items() if figure["unit"] == "ms"}
+    assert set(costs) == {
+        f"tiny, {way}: {what}"
+        for way in ("exact", "reduced", "small")
+        for what in ("decoding", "resizing and cropping", "inference")
+    }
+    assert "to 160×120" in costs["tiny, exact: decoding"]["note"]
+    assert "to 20×15" in costs["tiny, reduced: decoding"]["note"]
+    assert [command.rpartition(" ")[2] for command in result["server_commands"]] == ["exact", "reduced"]
+    assert (result["scenario"], result["answers_wrong"]) == ("photographs, quick", 0)
+    assert children_left() == []
+
+
 def test_an_open_loop_and_a_search_report_their_rates(repository):
     common = ("--models", repository, "--duration", 0.3, "--warmup", 0.05, "--rounds", 1)
-    opened = run(*common, "--rate", 40, "--deadline-ms", 5000)
+    Image.new("RGB", (60, 40), (10, 200, 30)).save(repository.parent / "own.png")
+    own = ("--image", repository.parent / "own.png")
+    opened = run(*common, "--rate", 40, "--deadline-ms", 5000, *own)
     assert opened.returncode == 0, opened.stderr
+    assert "own.png as it is (PNG 60×40)" in opened.stderr
     names = {figure["name"]: figure["measured"] for figure in last_line(opened)["figures"]}
     assert names["tiny, 40 requests/s: answered in time"] == 100
-    searched = run(*common, "--search", "--p99-ms", 5000)
+    assert min(names[f"tiny: {what}"] for what in ("decoding", "resizing and cropping", "inference")) > 0
+    searched = run(*common, "--search", "--p99-ms", 5000, *own, "--input", "local")
+    assert "prepared beforehand from own.png as it is" in searched.stderr
     assert searched.returncode == 0, searched.stderr
     rate = last_line(searched)["figures"][0]
     assert rate["measured"] > 0
@@ -120,6 +154,14 @@ def test_a_server_that_cannot_start_is_an_error_in_one_line(tmp_path, marked):
         (("--models", ".", "--rate", "3", "--standard"), "only one of"),
         (("--models", ".", "--deadline-ms", "3"), "--deadline-ms goes with --rate"),
         (("standard",), "give it --models"),
+        (("photographs",), "give it --models"),
+        (("photographs", "--rate", "3", "--models", "."), "only one of"),
+        (("--models", ".", "--input", "file"), "give it that"),
+        (("--models", ".", "--input", "file", "--image", "x.jpg", "--size", "8x8"), "no --size"),
+        (("--models", ".", "--input", "tensor", "--size", "8x8"), "--size goes with"),
+        (("--models", ".", "--size", "8"), "expected WIDTHxHEIGHT"),
+        (("--models", ".", "--size", "99999x8"), "expected WIDTHxHEIGHT"),
+        (("--quick", "--models", "."), "--quick goes with"),
         (("standard", "--server", "127.0.0.1:1", "--models", "."), "not --server"),
     ],
 )

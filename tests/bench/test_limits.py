@@ -14,7 +14,7 @@ from vistazo_bench.measuring.limits import (
     jpeg_bound,
 )
 from vistazo_bench.measuring.load import ClosedLoop, LoadGenerator, Target
-from vistazo_bench.measuring.payload import _jpeg
+from vistazo_bench.measuring.pictures import jpeg
 from vistazo_bench.measuring.serving import decode_spec, model_folder
 from vistazo_bench.measuring.worker import Worker
 
@@ -48,7 +48,7 @@ def test_the_decoder_makes_the_models_input(tiny):
     spec = decode_spec(tiny)
     assert spec == DecodeSpec(SIDE, SIDE, 3, SIDE, "bilinear")
     decoder = Decoder(DecodeSpec(224, 200, 3, 256, "bilinear"))
-    file = _jpeg(np.full((400, 600, 3), (200, 100, 50), dtype=np.uint8), 0)
+    file = jpeg(np.full((400, 600, 3), (200, 100, 50), dtype=np.uint8), 0)
     pixels = decoder._decode(file)
     assert pixels.shape == (224, 200, 3)
     assert np.abs(pixels.astype(int) - (200, 100, 50)).max() < 4

@@ -60,7 +60,7 @@ def test_a_picture_that_cannot_be_read_is_an_error(tmp_path):
 
 
 def test_without_a_photograph_noise_is_sent_and_said(monkeypatch):
-    monkeypatch.setattr("vistazo_bench.measuring.payload.PHOTOGRAPHS", ())
+    monkeypatch.setattr("vistazo_bench.measuring.pictures.PHOTOGRAPHS", ())
     assert "noise" in make_payload(MODEL, kind="jpeg").source
 
 

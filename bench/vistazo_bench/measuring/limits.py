@@ -41,11 +41,18 @@ class RawRuns:
     batch_size: int
     run_seconds: FloatArray
     """Of each run."""
+    cpu_seconds: float
+    """That all threads took together, of all runs."""
 
     @property
     def images_per_second(self) -> float:
         """Images over the time that all runs took."""
         return self.batch_size * len(self.run_seconds) / float(self.run_seconds.sum())
+
+    @property
+    def cpu_seconds_per_image(self) -> float:
+        """CPU time of all threads together, also while they wait for one another by turning."""
+        return self.cpu_seconds / (self.batch_size * len(self.run_seconds))
 
 
 class RawEngine:
@@ -72,13 +79,13 @@ class RawEngine:
         clock = time.perf_counter
         self._session.run(None, feed)
         times: list[float] = []
-        spent = 0.0
+        spent, cpu = 0.0, time.process_time()
         while spent < seconds or len(times) < LEAST_RUNS:
             begun = clock()
             self._session.run(None, feed)
             times.append(clock() - begun)
             spent += times[-1]
-        return RawRuns(batch_size, np.array(times))
+        return RawRuns(batch_size, np.array(times), time.process_time() - cpu)
 
     def search(self, seconds: float, largest: int) -> list[RawRuns]:
         """Return runs of every batch bucket up to `largest`, `seconds` for each, until they take too long."""

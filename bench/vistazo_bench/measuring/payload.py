@@ -1,11 +1,9 @@
 """The requests of a load, made beforehand, and whether the answers to them are right."""
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import numpy as np
@@ -14,20 +12,21 @@ from numpy.typing import NDArray
 
 from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.load import CLASSIFY_METHOD, Target
+from vistazo_bench.measuring.pictures import (
+    DIFFERENT_PICTURES,
+    JPEG_SIZE,
+    jpeg_files,
+    own_files,
+    photograph,
+)
 from vistazo_client._channel import MAX_MESSAGE_BYTES, open_channel
 from vistazo_client._images import encode_image
 from vistazo_client.errors import error_from_rpc
 from vistazo_client.results import ModelInfo
 from vistazo_proto import classification_pb2 as pb
 
-# The size and about the file size of an ImageNet photograph.
-JPEG_WIDTH, JPEG_HEIGHT, JPEG_QUALITY = 500, 375, 90
-
-# Different requests, sent in turn, so that nothing between here and the engine can live off one image.
-DIFFERENT_REQUESTS: Final = 4
-
-# Photographs that other packages ship.
-PHOTOGRAPHS: Final = (("sklearn", "datasets/images/china.jpg"), ("skimage", "data/coffee.png"))
+if TYPE_CHECKING:
+    from vistazo_bench.measuring.preparation import Preparing
 
 # Batches of different sizes sum in different orders; int8 rounds what lies on an edge either way.
 PROBABILITY_TOLERANCE: Final = 0.02
@@ -46,7 +45,7 @@ class Payload:
     tensors: NDArray[np.uint8]
     """The same images as model input, N×H×W×C; for the raw engine."""
     encoded: tuple[bytes, ...]
-    """The JPEG files; empty for tensor input."""
+    """The files; empty where pixels are sent."""
     source: str
     """Where the image came from, in words."""
     references: tuple[bytes, ...] = ()
@@ -63,32 +62,74 @@ class Payload:
 
 
 def make_payload(
-    model: ModelInfo, *, kind: str, images_per_request: int = 1, image: Path | None = None
+    model: ModelInfo,
+    *,
+    kind: str,
+    images_per_request: int = 1,
+    image: Path | None = None,
+    size: tuple[int, int] | None = None,
+    preparing: "Preparing | None" = None,
 ) -> Payload:
-    """Return requests for `model`: `kind` is tensor (pixels of the model's own size) or jpeg.
+    """Return requests for `model`.
 
-    The picture is `image`, a photograph that an installed package ships, or noise, and `source` says which.
+    The `kind`:
+
+    - tensor: pixels of the model's own size, sampled from the picture
+    - file: `image` as it is
+    - jpeg: JPEG files of `size` made of the picture
+    - local: pixels that were prepared beforehand, by `preparing`, as a client on another machine would: of
+      `image` as it is, or, with a `size` or without an `image`, of the files of jpeg
+
+    All but tensor need Pillow. The picture is `image`, a photograph that an installed package ships, or
+    noise, and `source` says which.
     """
-    photograph, source = _photograph(image, must=kind == "jpeg")
-    tensors = _tensors(model, photograph)
-    encoded: tuple[bytes, ...] = ()
-    messages: list[pb.Image]
-    if kind == "jpeg":
-        encoded = tuple(_jpeg(photograph, turn) for turn in range(DIFFERENT_REQUESTS))
-        messages = [pb.Image(encoded=file) for file in encoded]
-        source = f"JPEG {JPEG_WIDTH}×{JPEG_HEIGHT} of {source}"
-    else:
+    if kind == "tensor":
+        pixels, source = photograph(image, must=False)
+        tensors = _tensors(model, pixels)
         messages = [encode_image(tensor, max_bytes=MAX_MESSAGE_BYTES) for tensor in tensors]
-        source = f"raw {model.input_height}×{model.input_width}×{model.input_channels} of {source}"
-    requests = tuple(
+        source = f"raw {_input_size(model)} of {source}"
+        requests = _requests(model, messages, images_per_request)
+        return Payload(requests, images_per_request, tensors, (), source)
+    if kind == "file" or (kind == "local" and image is not None and size is None):
+        if image is None:
+            raise BenchError("to send a file as it is takes --image FILE")
+        pictures = own_files(image)
+    else:
+        pictures = jpeg_files(image, size or JPEG_SIZE)
+    if kind == "local":
+        if preparing is None:
+            raise BenchError(f"it is not known how images are prepared for {model.name}")
+        from vistazo_bench.measuring.preparation import prepare  # noqa: PLC0415  it needs Pillow
+
+        tensors = prepare(pictures.files, preparing)
+        messages = [encode_image(tensor, max_bytes=MAX_MESSAGE_BYTES) for tensor in tensors]
+        requests = _requests(model, messages, images_per_request, prepared_as=preparing.id)
+        source = f"raw {_input_size(model)}, prepared beforehand from {pictures.source}"
+        return Payload(requests, images_per_request, tensors, (), source)
+    messages = [pb.Image(encoded=file) for file in pictures.files]
+    # For the raw engine, to which one picture is as good as another.
+    tensors = _tensors(model, photograph(image, must=True)[0])
+    requests = _requests(model, messages, images_per_request)
+    return Payload(requests, images_per_request, tensors, pictures.files, pictures.source)
+
+
+def _requests(
+    model: ModelInfo, images: Sequence[pb.Image], images_per_request: int, *, prepared_as: str = ""
+) -> tuple[bytes, ...]:
+    """Return as many requests as there are images, each of which begins with another."""
+    return tuple(
         pb.ClassifyRequest(
             model=model.name,
             version=model.version,
-            images=[messages[(turn + at) % len(messages)] for at in range(images_per_request)],
+            images=[images[(turn + at) % len(images)] for at in range(images_per_request)],
+            prepared_as=prepared_as,
         ).SerializeToString()
-        for turn in range(DIFFERENT_REQUESTS)
+        for turn in range(len(images))
     )
-    return Payload(requests, images_per_request, tensors, encoded, source)
+
+
+def _input_size(model: ModelInfo) -> str:
+    return f"{model.input_height}×{model.input_width}×{model.input_channels}"
 
 
 def with_references(payload: Payload, address: str) -> Payload:
@@ -144,62 +185,12 @@ def _probabilities(result: pb.ImageResult) -> NDArray[np.float64]:
 
 
 def _tensors(model: ModelInfo, photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the model's input for DIFFERENT_REQUESTS pictures: the photograph, sampled down and rolled."""
+    """Return the model's input for DIFFERENT_PICTURES pictures: the photograph, sampled down and rolled."""
     height, width, channels = model.input_height, model.input_width, model.input_channels
     if not (height and width and channels):
         raise BenchError(f"the server does not say what {model.name} takes; is it ready?")
     rows = np.linspace(0, photograph.shape[0] - 1, height).astype(int)
     columns = np.linspace(0, photograph.shape[1] - 1, width).astype(int)
     picture = photograph[rows][:, columns, :channels]
-    shifts = [turn * width // DIFFERENT_REQUESTS for turn in range(DIFFERENT_REQUESTS)]
+    shifts = [turn * width // DIFFERENT_PICTURES for turn in range(DIFFERENT_PICTURES)]
     return np.ascontiguousarray(np.stack([np.roll(picture, shift, axis=1) for shift in shifts]))
-
-
-def _jpeg(photograph: NDArray[np.uint8], turn: int) -> bytes:
-    """Return the photograph as a JPEG file of JPEG_WIDTH × JPEG_HEIGHT, rolled by some quarters."""
-    from PIL import Image  # noqa: PLC0415  not needed to import the command
-
-    image = Image.fromarray(photograph)
-    # The largest part of 4:3, from the middle.
-    width = min(image.width, image.height * JPEG_WIDTH // JPEG_HEIGHT)
-    height = min(image.height, image.width * JPEG_HEIGHT // JPEG_WIDTH)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    image = image.resize((JPEG_WIDTH, JPEG_HEIGHT), box=(left, top, left + width, top + height))
-    rolled = np.roll(np.asarray(image), turn * JPEG_WIDTH // DIFFERENT_REQUESTS, axis=1)
-    file = io.BytesIO()
-    Image.fromarray(rolled).save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()
-
-
-def _photograph(image: Path | None, *, must: bool) -> tuple[NDArray[np.uint8], str]:
-    """Return RGB pixels and their source. Without Pillow: noise, unless `must`."""
-    try:
-        from PIL import Image  # noqa: PLC0415
-    except ModuleNotFoundError:
-        if must or image is not None:
-            raise
-        return _noise(), "noise (Pillow is not installed)"
-    candidates = [(image, str(image.name))] if image is not None else _shipped()
-    for path, name in candidates:
-        try:
-            with Image.open(path) as opened:
-                return np.asarray(opened.convert("RGB")), name
-        except OSError as error:
-            if image is not None:
-                raise BenchError(f"cannot read the image {image}: {error}") from error
-    return _noise(), "noise (no photograph at hand; give one with --image)"
-
-
-def _shipped() -> Sequence[tuple[Path, str]]:
-    found = []
-    for package, path in PHOTOGRAPHS:
-        spec = find_spec(package)
-        if spec is not None and spec.origin is not None:
-            found.append((Path(spec.origin).parent / path, f"{package}'s {Path(path).name}"))
-    return found
-
-
-def _noise() -> NDArray[np.uint8]:
-    # Coarse, so that a JPEG of it has about the size of a photograph's.
-    coarse = np.random.default_rng(0).integers(0, 256, (JPEG_HEIGHT // 5, JPEG_WIDTH // 5, 3), dtype=np.uint8)
-    return coarse.repeat(5, axis=0).repeat(5, axis=1)

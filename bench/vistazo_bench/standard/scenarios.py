@@ -1,22 +1,25 @@
 """One kind of load against one model, with the limits of the same machine in the same rounds."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vistazo_bench.measuring.figures import Figure, ratio_figure, rounds
-from vistazo_bench.measuring.limits import Decoder, RawEngine, jpeg_bound
 from vistazo_bench.measuring.payload import Payload
 from vistazo_bench.measuring.records import LoadSummary
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.measuring.serving import decode_spec
-from vistazo_bench.measuring.worker import Worker
+from vistazo_bench.standard.costs import MS, Costs, RawLimit, measuring_costs
 
-MS = 1000.0
+if TYPE_CHECKING:
+    from vistazo_bench.measuring.preparation import Preparing
 
 # Decoding is steady; this is enough of it.
 DECODE_SECONDS = 0.5
+
+# Of the raw engine, where only the cost of an image is wanted of it.
+COST_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Subject:
     """The model's files, for the raw engine; None: not at hand."""
     local: bool
     """Whether the server is on this machine, so that its limits can be measured here."""
+    preparing: "Preparing | None" = None
+    """How the server prepares images; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,6 @@ class Pace:
     """Of the search for the raw engine's best."""
 
 
-RawLimit = tuple[Worker[RawEngine], int, float]
-"""The raw engine, its best batch size, and its images per second there."""
-
-
 @contextmanager
 def raw_limit(rig: Rig, subject: Subject, pace: Pace) -> Iterator[RawLimit | None]:
     """Hold the raw engine at its best batch; None where the model's files are not at hand."""
@@ -63,44 +64,62 @@ def raw_limit(rig: Rig, subject: Subject, pace: Pace) -> Iterator[RawLimit | Non
         yield engine, best, rate
 
 
+@contextmanager
+def subject_costs(rig: Rig, subject: Subject, pace: Pace) -> Iterator[Costs]:
+    """Hold what measures the costs of a subject's images, as far as they can be measured here."""
+    # A server elsewhere prepares images on another CPU.
+    preparing = subject.preparing if subject.local else None
+    with (
+        raw_limit(rig, subject, pace) as raw,
+        measuring_costs(rig, subject.model, subject.payload, raw, preparing) as costs,
+    ):
+        yield costs
+
+
+@contextmanager
+def encoded_costs(rig: Rig, subject: Subject, pace: Pace) -> Iterator[Costs]:
+    """Hold what measures the costs where images are sent encoded; else what measures nothing."""
+    if not subject.payload.encoded:
+        yield Costs(rig, subject.model, ())
+        return
+    with subject_costs(rig, subject, pace) as costs:
+        yield costs
+
+
 def closed_loop(rig: Rig, subject: Subject, pace: Pace, *, concurrency: int) -> list[Figure]:
-    """Return throughput and latency, and the throughput as a share of each limit that can be measured."""
+    """Return throughput and latency, the throughput as a share of each limit, and what an image costs."""
     served: list[LoadSummary] = []
-    shares: dict[str, list[float]] = {"raw": [], "echo": [], "jpeg": []}
+    shares: dict[str, list[float]] = {"raw": [], "bound": [], "echo": []}
     payload = subject.payload
-    batch = 0
-    with ExitStack() as stack:
-        raw = stack.enter_context(raw_limit(rig, subject, pace))
-        decoder = None
-        if payload.encoded and subject.folder is not None:
-            decoder = stack.enter_context(Worker(Decoder, decode_spec(subject.folder)))
+    with subject_costs(rig, subject, pace) as costs:
         for number in rounds(pace.rounds, pace.budget_seconds):
             rig.say(f"{subject.model}: round {number + 1} of at most {pace.rounds}")
             timing = {"concurrency": concurrency, "seconds": pace.seconds, "settle": pace.settle}
             result = rig.closed(f"{subject.model}: served", subject.address, payload, **timing)  # type: ignore[arg-type]
             served.append(result)
-            if raw is not None:
-                engine, batch, _ = raw
-                rate = rig.raw(f"{subject.model}: raw", engine, batch, pace.seconds).images_per_second
-                shares["raw"].append(result.throughput / rate)
-                if decoder is not None:
-                    decode = decoder.call(Decoder.cpu_seconds_per_image, payload.encoded, DECODE_SECONDS)
-                    shares["jpeg"].append(result.throughput / jpeg_bound(rate, decode, rig.cores))
+            costs.measure(pace.seconds)
+            if costs.rates:
+                shares["raw"].append(result.throughput / costs.rates[-1])
+            if costs.bounds:
+                shares["bound"].append(result.throughput / costs.bounds[-1])
             if subject.local:
                 echo = rig.echo(f"{subject.model}: echo", payload, **timing)  # type: ignore[arg-type]
                 shares["echo"].append(result.throughput / echo.throughput)
-    name = f"{subject.model}, {concurrency} callers"
-    figures = [
-        ratio_figure(f"{name}: throughput", [one.throughput for one in served], unit="images/s"),
-        *latency_figures(name, served),
-    ]
-    what = {
-        "raw": f"of ONNX Runtime alone (batch {batch})",
-        "jpeg": "of what raw throughput and decode time allow",
-        "echo": "of a bare grpc.aio echo",
-    }
-    figures += [ratio_figure(f"{name}: {what[limit]}", values) for limit, values in shares.items() if values]
-    return figures
+        batch = costs.raw[1] if costs.raw is not None else 0
+        name = f"{subject.model}, {concurrency} callers"
+        figures = [
+            ratio_figure(f"{name}: throughput", [one.throughput for one in served], unit="images/s"),
+            *latency_figures(name, served),
+        ]
+        what = {
+            "raw": f"of ONNX Runtime alone (batch {batch})",
+            "bound": "of what raw throughput and decode time allow",
+            "echo": "of a bare grpc.aio echo",
+        }
+        figures += [
+            ratio_figure(f"{name}: {what[limit]}", values) for limit, values in shares.items() if values
+        ]
+        return figures + costs.figures(subject.model)
 
 
 def latency_figures(name: str, summaries: list[LoadSummary]) -> list[Figure]:
@@ -117,20 +136,22 @@ def open_loop(
 ) -> list[Figure]:
     """Return what came of Poisson arrivals: goodput, share in time, latency, refusals."""
     results = []
-    for number in rounds(pace.rounds, pace.budget_seconds):
-        rig.say(f"{subject.model}: {rate:g} requests/s, round {number + 1} of at most {pace.rounds}")
-        results.append(
-            rig.open(
-                f"{subject.model}: {rate:g} requests/s",
-                subject.address,
-                subject.payload,
-                rate=rate,
-                seconds=pace.seconds,
-                settle=pace.settle,
-                deadline=deadline,
-                seed=seed + number,
+    with encoded_costs(rig, subject, pace) as costs:
+        for number in rounds(pace.rounds, pace.budget_seconds):
+            rig.say(f"{subject.model}: {rate:g} requests/s, round {number + 1} of at most {pace.rounds}")
+            results.append(
+                rig.open(
+                    f"{subject.model}: {rate:g} requests/s",
+                    subject.address,
+                    subject.payload,
+                    rate=rate,
+                    seconds=pace.seconds,
+                    settle=pace.settle,
+                    deadline=deadline,
+                    seed=seed + number,
+                )
             )
-        )
+            costs.measure(min(pace.seconds, COST_SECONDS))
     name = f"{subject.model}, {rate:g} requests/s"
     note = generator_note(results)
     return [
@@ -139,6 +160,7 @@ def open_loop(
         ratio_figure(f"{name}: answered in time", [r.in_time_share for r in results], unit="%", scale=100),
         *latency_figures(name, results),
         *refusal_figures(name, results),
+        *costs.figures(subject.model),
     ]
 
 

@@ -12,7 +12,14 @@ from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.figures import Figure
 from vistazo_bench.measuring.records import LoadSummary
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.standard.scenarios import MS, Pace, Subject, generator_note
+from vistazo_bench.standard.costs import MS, Costs
+from vistazo_bench.standard.scenarios import (
+    COST_SECONDS,
+    Pace,
+    Subject,
+    encoded_costs,
+    generator_note,
+)
 
 # A p99 of fewer requests is the maximum of a handful.
 LEAST_REQUESTS: Final = 300
@@ -34,6 +41,14 @@ def search_rate(rig: Rig, subject: Subject, pace: Pace, *, p99_seconds: float, s
 
     Binary search between nothing and what a closed loop reaches; every probe draws other arrivals.
     """
+    with encoded_costs(rig, subject, pace) as costs:
+        figures = _search(rig, subject, pace, costs, p99_seconds=p99_seconds, seed=seed)
+        return figures + costs.figures(subject.model)
+
+
+def _search(
+    rig: Rig, subject: Subject, pace: Pace, costs: Costs, *, p99_seconds: float, seed: int
+) -> list[Figure]:
     rig.say(f"{subject.model}: measuring the capacity")
     capacity = rig.closed(
         f"{subject.model}: capacity",
@@ -64,6 +79,7 @@ def search_rate(rig: Rig, subject: Subject, pace: Pace, *, p99_seconds: float, s
             deadline=None,
             seed=seed + len(probes),
         )
+        costs.measure(min(pace.seconds, COST_SECONDS))
         kept = result.requests > 0 and result.p99_of_all_seconds <= p99_seconds
         probes.append({"rate": rate, "kept": kept, "seconds": seconds, **asdict(result)})
         if kept:

@@ -22,12 +22,12 @@ from vistazo_bench.measuring.records import LoadSummary
 from vistazo_bench.measuring.rig import Rig
 from vistazo_bench.measuring.serving import RunningServer, decode_spec, model_folder, serving
 from vistazo_bench.measuring.worker import Worker
+from vistazo_bench.standard.costs import MS
 from vistazo_bench.standard.int8 import int8_figures
 from vistazo_bench.standard.memory import memory_figures
 from vistazo_bench.standard.plan import ALEXNET, BUDGET_SHARE, LENET, NETWORKS, RESNET, VGG, Plan
 from vistazo_bench.standard.scenarios import (
     DECODE_SECONDS,
-    MS,
     Pace,
     Subject,
     generator_note,
