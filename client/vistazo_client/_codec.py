@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vistazo_client._images import MESSAGE_OVERHEAD_BYTES, encode_image, image_name
+import grpc
+
+from vistazo_client._images import MESSAGE_OVERHEAD_BYTES, encode_image, held_bytes, image_name
 from vistazo_client.errors import (
     INVALID_IMAGE_REASON,
     InvalidImageError,
@@ -60,7 +62,7 @@ class Query:
         if least is not None and not 0 <= least <= 1:
             raise InvalidRequestError(f"min_probability: expected 0 to 1, got {least:g}")
 
-    def request(self, images: Iterable[pb.Image] = ()) -> pb.ClassifyRequest:
+    def request(self, images: Iterable[pb.Image] = (), *, prepared_as: str = "") -> pb.ClassifyRequest:
         """Return the request that asks it of `images`."""
         return pb.ClassifyRequest(
             model=self.model,
@@ -68,7 +70,23 @@ class Query:
             top_k=self.top_k,
             min_probability=self.min_probability,
             images=images,
+            prepared_as=prepared_as,
         )
+
+
+@dataclass(slots=True)
+class Entry:
+    """One image of a caller's list, ready to be sent; or why it is not."""
+
+    name: str
+    """What messages call it; empty: nothing."""
+    message: pb.Image | InvalidImageError
+    source: object = None
+    """Of an image that was prepared here: what it was before, to prepare or send it again."""
+    prepared_as: str = ""
+    """What it was prepared for; empty: it goes as it is."""
+    waited: float = 0.0
+    """Seconds until it was prepared."""
 
 
 @dataclass(slots=True)
@@ -78,8 +96,12 @@ class Chunk:
     request: pb.ClassifyRequest
     entries: list[str | InvalidImageError] = field(default_factory=list)
     """For each image the name that messages call it, or why it is not in the request."""
+    sources: list[object] = field(default_factory=list)
+    """Of images that were prepared here: what they were before, or why they cannot be sent."""
     size: int = 0
-    """Bytes of the images in the request."""
+    """Bytes of the images in the request, and of their sources."""
+    waited: float = 0.0
+    """Seconds that the image took which took longest to prepare."""
 
     @property
     def sent(self) -> int:
@@ -92,27 +114,64 @@ def chunk_images(images: Iterable[object], query: Query, *, max_message_bytes: i
 
     Takes from `images` no more than the next chunk needs, and one image beyond.
     """
-    max_image_bytes = max_message_bytes - MESSAGE_OVERHEAD_BYTES
-    chunk = Chunk(query.request())
-    for value in images:
-        entry: str | InvalidImageError = image_name(value)
-        message = None
-        try:
-            message = encode_image(value, max_bytes=max_image_bytes)
-        except InvalidImageError as error:
-            entry = error
-        size = 0 if message is None else message.ByteSize()
-        full = len(chunk.entries) == IMAGES_PER_REQUEST
-        too_large = chunk.size + size > min(REQUEST_BYTES, max_image_bytes // 2)
-        if full or (too_large and chunk.size):
+    entries = (encode_entry(value, max_message_bytes=max_message_bytes) for value in images)
+    return chunk_entries(entries, query, max_message_bytes=max_message_bytes)
+
+
+def encode_entry(value: object, *, max_message_bytes: int) -> Entry:
+    """Return an image of the caller's as it goes into a request. What is an error already stays one."""
+    if isinstance(value, InvalidImageError):
+        return Entry("", value)
+    name = image_name(value)
+    try:
+        return Entry(name, encode_image(value, max_bytes=max_message_bytes - MESSAGE_OVERHEAD_BYTES))
+    except InvalidImageError as error:
+        return Entry(name, error)
+
+
+def chunk_entries(entries: Iterable[Entry], query: Query, *, max_message_bytes: int) -> Iterator[Chunk]:
+    """Yield requests that carry the entries in order, each within the limits on count and bytes."""
+    chunker = Chunker(query, max_message_bytes=max_message_bytes)
+    for entry in entries:
+        if (chunk := chunker.add(entry)) is not None:
             yield chunk
-            chunk = Chunk(query.request())
-        chunk.entries.append(entry)
-        if message is not None:
-            chunk.request.images.append(message)
-            chunk.size += size
-    if chunk.entries:
+    if (chunk := chunker.rest()) is not None:
         yield chunk
+
+
+class Chunker:
+    """Puts images into requests, each within the limits on count and bytes."""
+
+    def __init__(self, query: Query, *, max_message_bytes: int) -> None:
+        self._query = query
+        self._most_bytes = min(REQUEST_BYTES, (max_message_bytes - MESSAGE_OVERHEAD_BYTES) // 2)
+        self._chunk = Chunk(query.request())
+
+    def add(self, entry: Entry) -> Chunk | None:
+        """Take in the next image; return a chunk that is complete without it."""
+        message, complete, chunk = entry.message, None, self._chunk
+        size, prepared = held_bytes(entry.source), isinstance(message, pb.Image)
+        if isinstance(message, pb.Image):
+            size += message.ByteSize()
+        full = len(chunk.entries) == IMAGES_PER_REQUEST
+        too_large = chunk.size > 0 and chunk.size + size > self._most_bytes
+        # What was prepared in two ways, or not at all, cannot be asked in one request.
+        otherwise = prepared and chunk.sent > 0 and entry.prepared_as != chunk.request.prepared_as
+        if full or too_large or otherwise:
+            complete, chunk = chunk, Chunk(self._query.request())
+            self._chunk = chunk
+        chunk.entries.append(entry.name if isinstance(message, pb.Image) else message)
+        chunk.sources.append(entry.source if isinstance(message, pb.Image) else message)
+        chunk.waited = max(chunk.waited, entry.waited)
+        if isinstance(message, pb.Image):
+            chunk.request.images.append(message)
+            chunk.request.prepared_as = entry.prepared_as
+            chunk.size += size
+        return complete
+
+    def rest(self) -> Chunk | None:
+        """Return the last chunk; None: there is no other."""
+        return self._chunk if self._chunk.entries else None
 
 
 def decode_chunk(chunk: Chunk, response: pb.ClassifyResponse) -> Iterator[Classification]:
@@ -154,6 +213,14 @@ def unanswered_chunk(chunk: Chunk, error: VistazoError) -> Iterator[Classificati
             yield Classification(error=entry)
         else:
             yield Classification(error=name_error(error, entry))
+
+
+def is_prepared_otherwise(request: pb.ClassifyRequest, error: VistazoError) -> bool:
+    """Return whether the images were prepared in another way than the version does that would answer.
+
+    With prepared images, the server has no other reason for this status.
+    """
+    return bool(request.prepared_as) and error.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def _decode_predictions(predictions: Sequence[pb.Prediction]) -> tuple[Prediction, ...]:

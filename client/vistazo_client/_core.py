@@ -5,7 +5,8 @@ Nothing here is public.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Generic
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, get_args
 
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value
@@ -19,7 +20,7 @@ from vistazo_client._channel import (
     ChannelT,
     Link,
 )
-from vistazo_client._codec import Query
+from vistazo_client._codec import Chunk, Entry, Query
 from vistazo_client._connection import Connection
 from vistazo_client._images import is_one_image
 from vistazo_client._retry import DEFAULT_RETRIES, Attempts
@@ -34,6 +35,12 @@ from vistazo_client.errors import (
     VistazoError,
     error_from_rpc,
 )
+
+if TYPE_CHECKING:
+    from vistazo_client._local.preparation import Preparation
+
+Preprocess: TypeAlias = Literal["server", "local"]
+"""Where images are prepared."""
 
 # While one request runs, the next is already in the server's queue: enough to keep the engine busy.
 # More would only fill a queue that others share, and wait there against their own deadline.
@@ -63,8 +70,11 @@ class ClientCore(Generic[ChannelT]):
         token_file: PathInput | None = None,
         allow_insecure_token: bool = False,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        preprocess: Preprocess = "server",
     ) -> None:
         addresses = parse_addresses(address)
+        if preprocess not in get_args(Preprocess):
+            raise ValueError(f"expected preprocess to be one of {get_args(Preprocess)}, got {preprocess!r}")
         if retries < 0:
             raise ValueError(f"expected 0 retries or more, got {retries}")
         secure = TLS() if tls is True else tls or None
@@ -86,6 +96,7 @@ class ClientCore(Generic[ChannelT]):
         targets = find_targets(addresses, tls=secure is not None)
         self._connection = Connection(targets, self._opener(factory))
         self._closed = False
+        self._preparation = _preparation(max_message_bytes) if preprocess == "local" else None
 
     def _opener(self, factory: ChannelFactory) -> Callable[[Target], ChannelT]:
         """Return what opens a channel of this client's kind."""
@@ -133,6 +144,22 @@ class ClientCore(Generic[ChannelT]):
             raise attempts.explain(error)
         return delay
 
+    def _encode_again(self, query: Query, entry: Entry) -> Future[Entry]:
+        """Return the future of an image of a stream that was prepared in vain, as it is."""
+        assert self._preparation is not None  # noqa: S101  for mypy: it was prepared
+        return self._preparation.again(entry, query)
+
+    def _check_waited(self, chunk: Chunk, spent: float, timeout: float) -> float:
+        """Return the seconds that a request has spent with the wait for its images.
+
+        Raises DeadlineExceededError when there are no more, RequestCancelledError when the client was closed.
+        """
+        self._check_still_open()
+        spent += chunk.waited
+        if spent >= timeout:
+            raise DeadlineExceededError(f"the images were not prepared within {timeout:g} s")
+        return spent
+
     def _stream_session(self, query: Query, timeout: float | None) -> StreamSession:
         return StreamSession(query, timeout=self._deadline(timeout), retries=self._retries)
 
@@ -161,6 +188,21 @@ class ClientCore(Generic[ChannelT]):
             timeout=check_timeout(timeout),
             longest_look=self._timeout,
         )
+
+
+def _preparation(max_message_bytes: int) -> "Preparation":
+    """Return what preprocessing at the client takes. Raises ImportError where Pillow is not installed."""
+    try:
+        # Only here: whoever does not want it needs no Pillow, and does not wait for it.
+        from vistazo_client._local.preparation import Preparation  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "PIL":
+            raise
+        raise ImportError(
+            "preprocess='local' needs Pillow, which is not installed; pip install 'vistazo[local]'",
+            name="PIL",
+        ) from error
+    return Preparation(max_message_bytes=max_message_bytes)
 
 
 class ReadyWait:

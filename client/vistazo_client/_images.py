@@ -59,20 +59,47 @@ def printable_path(path: str | bytes) -> str:
 
 def encode_image(value: object, *, max_bytes: int) -> pb.Image:
     """Return `value` as the message to send, or raise InvalidImageError: what was expected, what came."""
-    if isinstance(value, str | os.PathLike):
-        message = pb.Image(encoded=_read(value, max_bytes))
-    elif isinstance(value, bytes | bytearray | memoryview):
-        message = pb.Image(encoded=bytes(value))
-        if not message.encoded:
-            raise InvalidImageError("expected the bytes of an image file, got 0 bytes")
-    elif _is_array(value):
-        message = _encode_array(value)
-    elif _is_pil(value):
-        message = _encode_array(_pil_pixels(value))
-    else:
-        raise InvalidImageError(f"expected {EXPECTED_IMAGE}, got {_type_name(value)}")
+    image = read_image(value, max_bytes=max_bytes)
+    message = pb.Image(encoded=image) if isinstance(image, bytes) else array_message(image)
     _check_size(message.ByteSize(), max_bytes, image_name(value))
     return message
+
+
+def read_image(value: object, *, max_bytes: int) -> "bytes | NDArray[np.uint8]":
+    """Return the bytes of a file, or pixels as height × width × channels, or raise InvalidImageError.
+
+    Of a path no more than `max_bytes` + 1 are read.
+    """
+    if isinstance(value, str | os.PathLike):
+        return _read(value, max_bytes)
+    if isinstance(value, bytes | bytearray | memoryview):
+        if not (encoded := bytes(value)):
+            raise InvalidImageError("expected the bytes of an image file, got 0 bytes")
+        return encoded
+    if _is_array(value):
+        return _checked_pixels(value)
+    if _is_pil(value):
+        return _checked_pixels(_pil_pixels(value))
+    raise InvalidImageError(f"expected {EXPECTED_IMAGE}, got {_type_name(value)}")
+
+
+def take_image(value: object) -> "str | os.PathLike[str] | bytes | NDArray[np.uint8]":
+    """Return what `read_image` reads later and somewhere else: a path, or what nobody else can change.
+
+    Raises InvalidImageError for what is no image.
+    """
+    if isinstance(value, str | os.PathLike):
+        return value
+    image = read_image(value, max_bytes=0)
+    # What was made of a PIL image is nobody else's already.
+    return image.copy() if _is_array(value) and not isinstance(image, bytes) else image
+
+
+def held_bytes(source: object) -> int:
+    """Return what it takes of memory to keep what `take_image` returned."""
+    if isinstance(source, bytes):
+        return len(source)
+    return source.nbytes if _is_array(source) else 0
 
 
 def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
@@ -125,15 +152,21 @@ def _check_size(size: int, max_bytes: int, name: str) -> None:
         )
 
 
-def _encode_array(pixels: "NDArray[Any]") -> pb.Image:
+def array_message(pixels: "NDArray[np.uint8]") -> pb.Image:
+    """Return pixels, height × width × channels, as a message."""
+    height, width, channels = pixels.shape
+    # tobytes() writes rows in order whatever the strides are.
+    return pb.Image(raw=pb.RawPixels(data=pixels.tobytes(), height=height, width=width, channels=channels))
+
+
+def _checked_pixels(pixels: "NDArray[Any]") -> "NDArray[np.uint8]":
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1] if pixels.ndim == 3 else 0
     # With alpha, 2 or 4 channels: the server lays them on the background that the model's manifest names.
     if pixels.dtype != "uint8" or channels not in {1, 2, 3, 4} or pixels.size == 0:
         hint = "; for several images pass a list of arrays" if pixels.ndim == 4 else ""
         raise InvalidImageError(f"expected {EXPECTED_ARRAY}, got {pixels.dtype} {pixels.shape}{hint}")
-    height, width = pixels.shape[:2]
-    # tobytes() writes rows in order whatever the strides are.
-    return pb.Image(raw=pb.RawPixels(data=pixels.tobytes(), height=height, width=width, channels=channels))
+    checked: NDArray[np.uint8] = pixels.reshape(*pixels.shape[:2], channels)
+    return checked
 
 
 def _is_array(value: object) -> TypeGuard["NDArray[Any]"]:

@@ -4,19 +4,30 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 import grpc
 import grpc.aio
 from google.protobuf.wrappers_pb2 import StringValue
 
 from vistazo_client._channel import ChannelFactory, Link
-from vistazo_client._codec import Chunk, Query, chunk_images, decode_chunk, decode_model, unanswered_chunk
+from vistazo_client._codec import (
+    Chunk,
+    Query,
+    chunk_images,
+    decode_chunk,
+    decode_model,
+    is_prepared_otherwise,
+    unanswered_chunk,
+)
 from vistazo_client._core import MAX_REQUESTS_IN_FLIGHT, READY_POLL_SECONDS, ClientCore
 from vistazo_client._images import ImageInput, is_one_image
-from vistazo_client._streams.session import StreamImage, encode_stream_image
+from vistazo_client._retry import Attempts
+from vistazo_client._streams.session import StreamImage, UnpreparedImage, encode_stream_image
 from vistazo_client._streams.tasks import StreamTasks
 from vistazo_client._target import Target
 from vistazo_client.errors import (
@@ -29,7 +40,20 @@ from vistazo_client.errors import (
 from vistazo_client.results import Classification, ModelInfo
 from vistazo_proto import classification_pb2 as pb
 
+if TYPE_CHECKING:
+    from vistazo_client._local.preparation import Preparation
+    from vistazo_client._local.tasks import PreparedImages
+
 _Id = TypeVar("_Id")
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request under way."""
+
+    task: "asyncio.Task[Any]"
+    timeout: float
+    attempts: Attempts
 
 
 class AsyncClient(ClientCore[grpc.aio.Channel]):
@@ -63,6 +87,8 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
     async def close(self) -> None:
         """Close the connection; calls that other tasks are in raise RequestCancelledError."""
         self._closed = True
+        if self._preparation is not None:
+            self._preparation.pool.close()
         for channel in self._connection.take_channels():
             await channel.close()
 
@@ -133,11 +159,8 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         `images` is iterated in a thread, one image at a time.
         """
         self._check_images(images, "classify()")
-        query = Query(model, version, top_k, min_probability)
-        chunks = chunk_images(images, query, max_message_bytes=self._max_message_bytes)
-        # Nothing to read: not worth a thread.
-        at_once = isinstance(images, list) and len(images) == 1 and isinstance(images[0], bytes)
-        return self._classify_chunks(chunks, self._deadline(timeout), at_once=at_once)
+        query, seconds = Query(model, version, top_k, min_probability), self._deadline(timeout)
+        return self._classify_chunks(self._chunks(images, query, seconds), query, seconds)
 
     def classify_stream(
         self,
@@ -161,13 +184,19 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         self._check_open()
         if not isinstance(images, AsyncIterable):
             self._check_images(images, "classify()")
-        session = self._stream_session(Query(model, version, top_k, min_probability), timeout)
-        tasks = StreamTasks(session, self._encode(images), self._open_stream)
+        query = Query(model, version, top_k, min_probability)
+        session = self._stream_session(query, timeout)
+        encoded = self._encode(images)
+        if self._preparation is not None:
+            prepared = self._prepared_images(self._preparation, query, self._deadline(timeout))
+            encoded = prepared.stream_images(images)
+        again = partial(self._encode_again, query)
+        tasks = StreamTasks(session, encoded, self._open_stream, again)
         return cast("AsyncIterator[tuple[_Id, Classification]]", tasks.results())
 
     async def _encode(
         self, images: Iterable[object] | AsyncIterable[object]
-    ) -> AsyncGenerator[StreamImage, None]:
+    ) -> AsyncGenerator[StreamImage | UnpreparedImage, None]:
         encode = partial(encode_stream_image, max_message_bytes=self._max_message_bytes)
         if isinstance(images, AsyncIterable):
             async for item in images:
@@ -177,45 +206,99 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         while (image := await asyncio.to_thread(next, encoded, None)) is not None:
             yield image
 
-    async def _classify_chunks(
+    async def _chunks(
         self,
-        chunks: Iterator[Chunk],
+        images: Iterable[object],
+        query: Query,
         timeout: float,  # noqa: ASYNC109
         *,
-        at_once: bool,
-    ) -> AsyncIterator[Classification]:
-        """Yield the results of `chunks` in order, keeping a few requests in flight."""
-        pending: deque[tuple[Chunk, asyncio.Task[Any] | None]] = deque()
+        as_they_are: bool = False,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield requests that carry the images, prepared where that is wanted."""
+        if self._preparation is None or as_they_are:
+            chunks = chunk_images(images, query, max_message_bytes=self._max_message_bytes)
+            # Nothing to read: not worth a thread.
+            at_once = isinstance(images, list) and len(images) == 1 and isinstance(images[0], bytes)
+            while True:
+                chunk = next(chunks, None) if at_once else await asyncio.to_thread(next, chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
+        prepared = self._prepared_images(self._preparation, query, timeout)
+        async with aclosing(prepared.chunks(images)) as prepared_chunks:
+            async for prepared_chunk in prepared_chunks:
+                yield prepared_chunk
+
+    def _prepared_images(self, preparation: "Preparation", query: Query, timeout: float) -> "PreparedImages":
+        from vistazo_client._local.tasks import PreparedImages  # noqa: PLC0415  needs Pillow
+
+        return PreparedImages(preparation, self._call, query, timeout=timeout)
+
+    async def _classify_chunks(
+        self,
+        chunks: AsyncGenerator[Chunk, None],
+        query: Query,
+        timeout: float,  # noqa: ASYNC109
+        *,
+        spent: float = 0.0,
+    ) -> AsyncGenerator[Classification, None]:
+        """Yield the results of `chunks` in order, as the blocking client does."""
+        pending: deque[tuple[Chunk, _Call | None]] = deque()
         try:
-            while (chunk := await self._next_chunk(chunks, at_once=at_once)) is not None:
+            async for chunk in chunks:
                 if len(pending) == MAX_REQUESTS_IN_FLIGHT:
-                    for result in await self._results(*pending.popleft()):
+                    async for result in self._results(*pending.popleft(), query, spent):
                         yield result
-                pending.append((chunk, self._start(chunk, timeout) if chunk.sent else None))
+                call = None
+                if chunk.sent:
+                    call = self._start(chunk, timeout, self._check_waited(chunk, spent, timeout))
+                pending.append((chunk, call))
             while pending:
-                for result in await self._results(*pending.popleft()):
+                async for result in self._results(*pending.popleft(), query, spent):
                     yield result
         finally:
             # Reached with requests in flight when one failed, or when the caller stopped listening.
-            tasks = [task for _, task in pending if task is not None]
+            tasks = [call.task for _, call in pending if call is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await chunks.aclose()
 
-    def _start(self, chunk: Chunk, timeout: float) -> "asyncio.Task[Any]":
-        return asyncio.create_task(self._call(lambda link: link.service.Classify, chunk.request, timeout))
+    def _start(self, chunk: Chunk, timeout: float, waited: float) -> "_Call":
+        attempts = self._attempts(timeout - waited)
+        task = asyncio.create_task(self._finish(_classify, chunk.request, timeout, attempts))
+        return _Call(task, timeout, attempts)
 
-    async def _next_chunk(self, chunks: Iterator[Chunk], *, at_once: bool) -> Chunk | None:
-        return next(chunks, None) if at_once else await asyncio.to_thread(next, chunks, None)
-
-    async def _results(self, chunk: Chunk, task: "asyncio.Task[Any] | None") -> Iterator[Classification]:
-        if task is None:
-            return decode_chunk(chunk, pb.ClassifyResponse())
+    async def _results(
+        self, chunk: Chunk, call: "_Call | None", query: Query, spent: float
+    ) -> AsyncGenerator[Classification, None]:
+        results: Iterator[Classification]
         try:
-            response = await task
+            response = pb.ClassifyResponse() if call is None else await call.task
         except VistazoError as error:
-            return unanswered_chunk(chunk, error)
-        return decode_chunk(chunk, response)
+            if call is None or not is_prepared_otherwise(chunk.request, error):
+                results = unanswered_chunk(chunk, error)
+            else:
+                again = self._again(chunk, call, query, is_first=not spent)
+                async with aclosing(again):
+                    async for result in again:
+                        yield result
+                return
+        else:
+            results = decode_chunk(chunk, response)
+        for result in results:
+            yield result
+
+    def _again(
+        self, chunk: Chunk, call: "_Call", query: Query, *, is_first: bool
+    ) -> AsyncGenerator[Classification, None]:
+        """Return the results of images that were prepared for something else."""
+        assert self._preparation is not None  # noqa: S101  for mypy: it has prepared them
+        self._preparation.forget(query, chunk.request.prepared_as)
+        # Where replicas prepare in different ways, the second time is of use to any of them.
+        chunks = self._chunks(chunk.sources, query, call.timeout, as_they_are=not is_first)
+        spent = call.timeout - call.attempts.seconds_left
+        return self._classify_chunks(chunks, query, call.timeout, spent=spent)
 
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:  # noqa: ASYNC109
         """Return every model of the server, those that are not ready included, by name and version."""
@@ -257,14 +340,22 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
     ) -> Any:  # noqa: ANN401  as the stubs of the generated code
         """Return the answer, or raise the exception that its status stands for, after the last attempt."""
         seconds = self._deadline(timeout)
-        attempts = self._attempts(seconds)
+        return await self._finish(pick, request, seconds, self._attempts(seconds))
+
+    async def _finish(
+        self,
+        pick: Callable[[Link[grpc.aio.Channel]], Any],
+        request: object,
+        timeout: float,  # noqa: ASYNC109
+        attempts: Attempts,
+    ) -> Any:  # noqa: ANN401
         while True:
             link = self._link()
             metadata = self._metadata()
             try:
                 return await pick(link)(request, timeout=attempts.seconds_left, metadata=metadata)
             except grpc.RpcError as error:
-                failure = error_from_rpc(error, address=self._address, timeout=seconds)
+                failure = error_from_rpc(error, address=self._address, timeout=timeout)
                 failure.__cause__ = error
             except asyncio.CancelledError:
                 self._check_cancelled()
@@ -298,3 +389,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
                 "this AsyncClient belongs to another event loop, that of its first call; make another"
             )
         return self._connection.link()
+
+
+def _classify(link: Link[grpc.aio.Channel]) -> Any:  # noqa: ANN401
+    return link.service.Classify

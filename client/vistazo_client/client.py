@@ -6,17 +6,25 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 from vistazo_client._channel import ChannelFactory, Link
-from vistazo_client._codec import Chunk, Query, chunk_images, decode_chunk, decode_model, unanswered_chunk
+from vistazo_client._codec import (
+    Chunk,
+    Query,
+    chunk_images,
+    decode_chunk,
+    decode_model,
+    is_prepared_otherwise,
+    unanswered_chunk,
+)
 from vistazo_client._core import MAX_REQUESTS_IN_FLIGHT, READY_POLL_SECONDS, ClientCore
 from vistazo_client._images import ImageInput, is_one_image
 from vistazo_client._retry import Attempts
-from vistazo_client._streams.session import encode_stream_image
+from vistazo_client._streams.session import StreamImage, UnpreparedImage, encode_stream_image
 from vistazo_client._streams.threads import StreamThreads
 from vistazo_client._target import Target
 from vistazo_client.errors import (
@@ -28,6 +36,10 @@ from vistazo_client.errors import (
 )
 from vistazo_client.results import Classification, ModelInfo
 from vistazo_proto import classification_pb2 as pb
+
+if TYPE_CHECKING:
+    from vistazo_client._local.preparation import Preparation
+    from vistazo_client._local.threads import PreparedImages
 
 _Id = TypeVar("_Id")
 
@@ -68,8 +80,13 @@ class Client(ClientCore[grpc.Channel]):
         `allow_insecure_token`.
     token_file: a file with the token in it, read again when it changes.
     max_message_bytes: largest request and response. Keep it at most the server's `--max-message-mb`.
+    preprocess: "server", or "local": threads of this client prepare each image exactly as the server would,
+        and it sends the pixels alone, which for most networks are 150 KB. The answers are the same to the
+        bit. How a model prepares images is asked of the server; where it does not say, images go as they are,
+        with a LocalPreprocessingWarning. The time that an image takes counts against the timeout. Takes the
+        extra `local`.
 
-    Raises ValueError for settings that make no sense.
+    Raises ValueError for settings that make no sense, and ImportError for a missing extra.
     """
 
     _closing: threading.Event
@@ -94,6 +111,8 @@ class Client(ClientCore[grpc.Channel]):
         """Close the connection; calls that other threads are in raise RequestCancelledError."""
         self._closed = True
         self._closing.set()
+        if self._preparation is not None:
+            self._preparation.pool.close()
         for channel in self._connection.take_channels():
             channel.close()
 
@@ -182,9 +201,8 @@ class Client(ClientCore[grpc.Channel]):
     ) -> Iterator[Classification]:
         """Yield what `classify` would put in its list, each result as soon as its turn comes."""
         self._check_images(images, "classify()")
-        query = Query(model, version, top_k, min_probability)
-        chunks = chunk_images(images, query, max_message_bytes=self._max_message_bytes)
-        return self._classify_chunks(chunks, self._deadline(timeout))
+        query, seconds = Query(model, version, top_k, min_probability), self._deadline(timeout)
+        return self._classify_chunks(self._chunks(images, query, seconds), query, seconds)
 
     def classify_stream(
         self,
@@ -214,37 +232,76 @@ class Client(ClientCore[grpc.Channel]):
         timeout: seconds for each image, counted from when it was taken; default, the client's.
         """
         self._check_images(images, "classify()")
-        session = self._stream_session(Query(model, version, top_k, min_probability), timeout)
+        query = Query(model, version, top_k, min_probability)
+        session = self._stream_session(query, timeout)
+        encode: Callable[[object], StreamImage | UnpreparedImage]
         encode = partial(encode_stream_image, max_message_bytes=self._max_message_bytes)
-        threads = StreamThreads(session, map(encode, images), self._open_stream)
+        if self._preparation is not None:
+            encode = self._prepared_images(self._preparation, query, self._deadline(timeout)).stream_image
+        again = partial(self._encode_again, query)
+        threads = StreamThreads(session, map(encode, images), self._open_stream, again)
         return cast("Iterator[tuple[_Id, Classification]]", threads.results())
 
-    def _classify_chunks(self, chunks: Iterator[Chunk], timeout: float) -> Iterator[Classification]:
-        """Yield the results of `chunks` in order, keeping a few requests in flight."""
+    def _chunks(self, images: Iterable[object], query: Query, timeout: float) -> Iterator[Chunk]:
+        """Yield requests that carry the images, prepared where that is wanted."""
+        if self._preparation is None:
+            return chunk_images(images, query, max_message_bytes=self._max_message_bytes)
+        return self._prepared_images(self._preparation, query, timeout).chunks(images)
+
+    def _prepared_images(self, preparation: "Preparation", query: Query, timeout: float) -> "PreparedImages":
+        from vistazo_client._local.threads import PreparedImages  # noqa: PLC0415  needs Pillow
+
+        return PreparedImages(preparation, self._call, query, timeout=timeout)
+
+    def _classify_chunks(
+        self, chunks: Iterator[Chunk], query: Query, timeout: float, *, spent: float = 0.0
+    ) -> Iterator[Classification]:
+        """Yield the results of `chunks` in order, keeping a few requests in flight.
+
+        spent: of the timeout, on what the server refused because it was prepared for something else.
+        """
         pending: deque[tuple[Chunk, _Call | None]] = deque()
         try:
             for chunk in chunks:
                 if len(pending) == MAX_REQUESTS_IN_FLIGHT:
-                    yield from self._results(*pending.popleft())
-                pending.append(
-                    (chunk, self._start(_classify, chunk.request, timeout) if chunk.sent else None)
-                )
+                    yield from self._results(*pending.popleft(), query, spent)
+                call = None
+                if chunk.sent:
+                    waited = self._check_waited(chunk, spent, timeout)
+                    call = self._start(_classify, chunk.request, timeout, waited=waited)
+                pending.append((chunk, call))
             while pending:
-                yield from self._results(*pending.popleft())
+                yield from self._results(*pending.popleft(), query, spent)
         finally:
             # Reached with requests in flight when one failed, or when the caller stopped listening.
             for _, call in pending:
                 if call is not None:
                     call.future.cancel()
 
-    def _results(self, chunk: Chunk, call: _Call | None) -> Iterator[Classification]:
+    def _results(
+        self, chunk: Chunk, call: _Call | None, query: Query, spent: float
+    ) -> Iterator[Classification]:
         if call is None:
             return decode_chunk(chunk, pb.ClassifyResponse())
         try:
             response = self._finish(call)
         except VistazoError as error:
+            if is_prepared_otherwise(chunk.request, error):
+                return self._again(chunk, call, query, is_first=not spent)
             return unanswered_chunk(chunk, error)
         return decode_chunk(chunk, response)
+
+    def _again(self, chunk: Chunk, call: _Call, query: Query, *, is_first: bool) -> Iterator[Classification]:
+        """Return the results of images that were prepared for something else."""
+        assert self._preparation is not None  # noqa: S101  for mypy: it has prepared them
+        self._preparation.forget(query, chunk.request.prepared_as)
+        if is_first:
+            chunks = self._chunks(chunk.sources, query, call.timeout)
+        else:
+            # Replicas that prepare in different ways: as they are, any of them takes them.
+            chunks = chunk_images(chunk.sources, query, max_message_bytes=self._max_message_bytes)
+        spent = call.timeout - call.attempts.seconds_left
+        return self._classify_chunks(chunks, query, call.timeout, spent=spent)
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Return every model of the server, those that are not ready included, by name and version."""
@@ -286,8 +343,15 @@ class Client(ClientCore[grpc.Channel]):
     def _call(self, pick: Callable[[Link[grpc.Channel]], Any], request: object, timeout: float | None) -> Any:  # noqa: ANN401  as the stubs of the generated code
         return self._finish(self._start(pick, request, self._deadline(timeout)))
 
-    def _start(self, pick: Callable[[Link[grpc.Channel]], Any], request: object, timeout: float) -> _Call:
-        attempts = self._attempts(timeout)
+    def _start(
+        self,
+        pick: Callable[[Link[grpc.Channel]], Any],
+        request: object,
+        timeout: float,
+        *,
+        waited: float = 0.0,
+    ) -> _Call:
+        attempts = self._attempts(timeout - waited)
         return _Call(pick, request, timeout, attempts, *self._send(pick, request, attempts))
 
     def _send(

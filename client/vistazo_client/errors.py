@@ -35,6 +35,10 @@ INVALID_IMAGE_REASON = "invalid-image"
 MAX_MESSAGE_CHARACTERS = 500
 
 
+class LocalPreprocessingWarning(UserWarning):
+    """A client with preprocess="local" sends the images of a model as they are; the message says why."""
+
+
 class VistazoError(Exception):
     """Base of every error that Vistazo's client raises about a call; its message is one line."""
 

@@ -1,10 +1,14 @@
-"""Effort: how much CPU time reading a file of strangers may take."""
+"""Effort: how much work an image of strangers may make: its pixels, and the CPU time of reading it."""
 
 import io
 import time
 from typing import Final
 
 from vistazo_preprocessing.errors import ImageError
+
+MAX_PIXELS: Final = 65_000_000
+"""Of the largest image that is decoded, unless somebody chooses another limit: lets pass what phones of up to
+64 megapixels take."""
 
 # CPU time that a thread may spend on what a file holds beside its pixels; a photograph's takes a millisecond.
 # A small file can hold millions of empty chunks.

@@ -7,10 +7,6 @@ from typing import Final
 
 from PIL import Image
 
-MAX_PIXELS: Final = 65_000_000
-"""Largest image that is decoded unless somebody chooses another limit: lets pass what phones of up to 64
-megapixels take."""
-
 INTERPOLATIONS: Final[Mapping[str, Image.Resampling]] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,

@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vistazo_preprocessing.spec import MAX_PIXELS, JpegDecoding
+from vistazo_preprocessing.effort import MAX_PIXELS
+from vistazo_preprocessing.spec import JpegDecoding
 from vistazo_server.errors import StartupError
 from vistazo_server.repository.versions import VersionPolicy
 

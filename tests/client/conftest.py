@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from support.aio_client import BlockingAsyncClient
 from support.certificates import Files
+from support.shades import model
 from vistazo_client import Client
 from vistazo_proto import classification_pb2 as pb
 from vistazo_proto.classification_pb2_grpc import (
@@ -57,6 +58,10 @@ class FakeService(ClassificationServiceServicer):
     models: dict[str, pb.Model] = field(default_factory=MODELS.copy)
     replace_stream: Callable[..., Iterator[pb.ClassifyStreamResponse]] | None = None
     """Answers whole streams in place of this service."""
+    model_script: Callable[[grpc.ServicerContext], None] | None = None
+    """Runs before each GetModel."""
+    asked: list[str] = field(default_factory=list)
+    """The models that GetModel was asked for; empty: ListModels was."""
     requests: list[pb.ClassifyRequest] = field(default_factory=list)
     stream_requests: list[pb.ClassifyStreamRequest] = field(default_factory=list)
     streams: int = 0
@@ -101,9 +106,13 @@ class FakeService(ClassificationServiceServicer):
         )
 
     def ListModels(self, request, context):  # noqa: N802  the name in the .proto
+        self.asked.append("")
         return pb.ListModelsResponse(models=[self.models[name] for name in sorted(self.models)])
 
     def GetModel(self, request, context):  # noqa: N802  the name in the .proto
+        self.asked.append(request.name)
+        if self.model_script is not None:
+            self.model_script(context)
         if request.name not in self.models:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.name!r}")
         return self.models[request.name]
@@ -219,6 +228,13 @@ def server() -> Iterator[FakeServer]:
     yield fake
     fake.stopping.set()
     running.stop(grace=None).wait()
+
+
+@pytest.fixture
+def told(server) -> FakeServer:
+    """The server, which says how it prepares the images of resnet18."""
+    server.service.models["resnet18"] = model()
+    return server
 
 
 @pytest.fixture(params=[Client, BlockingAsyncClient], ids=["blocking", "asyncio"])

@@ -3,18 +3,28 @@
 Nothing here is public.
 """
 
+import math
 import time
 from collections import deque
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from vistazo_client._codec import Chunk, Query, decode_chunk, name_error
-from vistazo_client._images import MESSAGE_OVERHEAD_BYTES, encode_image, image_name
+from vistazo_client._codec import (
+    Chunk,
+    Entry,
+    Query,
+    decode_chunk,
+    encode_entry,
+    is_prepared_otherwise,
+    name_error,
+)
 from vistazo_client._retry import Attempts
 from vistazo_client.errors import (
     DeadlineExceededError,
     InvalidImageError,
+    RequestCancelledError,
     UnavailableError,
     VistazoError,
     error_from_code,
@@ -37,22 +47,48 @@ class StreamImage:
     """One image of the caller's, with the caller's own id, ready to be sent; or why it is not."""
 
     id: object
-    name: str
-    message: pb.Image | InvalidImageError
+    entry: Entry
+    taken: float
+    """When it was taken from the caller's images, in the time of time.monotonic."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnpreparedImage:
+    """One image of the caller's that threads of this client prepare."""
+
+    id: object
+    future: Future[Entry]
+    taken: float
+
+    def prepared(self) -> StreamImage:
+        """Return it once it is ready. Raises RequestCancelledError when the client was closed before."""
+        try:
+            return StreamImage(self.id, self.future.result(), self.taken)
+        except CancelledError:
+            raise RequestCancelledError("the client was closed") from None
+
+
+def stream_image(
+    caller_id: object, entry: Entry | Future[Entry], taken: float
+) -> StreamImage | UnpreparedImage:
+    """Return an image with its id, ready or not."""
+    if isinstance(entry, Entry):
+        return StreamImage(caller_id, entry, taken)
+    return UnpreparedImage(caller_id, entry, taken)
+
+
+def check_pair(item: object) -> tuple[object, object]:
+    """Return an (id, image) pair. Raises TypeError when it is none."""
+    if not isinstance(item, tuple) or len(item) != 2:
+        raise TypeError(f"expected (id, image) pairs, such as enumerate() gives, got {type(item).__name__}")
+    return item
 
 
 def encode_stream_image(item: object, *, max_message_bytes: int) -> StreamImage:
     """Return an (id, image) pair as it goes into a stream. Raises TypeError when it is no pair."""
-    if not isinstance(item, tuple) or len(item) != 2:
-        raise TypeError(f"expected (id, image) pairs, such as enumerate() gives, got {type(item).__name__}")
-    caller_id, value = item
-    name = image_name(value)
-    message: pb.Image | InvalidImageError
-    try:
-        message = encode_image(value, max_bytes=max_message_bytes - MESSAGE_OVERHEAD_BYTES)
-    except InvalidImageError as error:
-        message = error
-    return StreamImage(caller_id, name, message)
+    caller_id, value = check_pair(item)
+    entry = encode_entry(value, max_message_bytes=max_message_bytes)
+    return StreamImage(caller_id, entry, time.monotonic())
 
 
 @dataclass(slots=True)
@@ -64,7 +100,7 @@ class _Waiting:
     attempts: Attempts
     deadline: float
     due: float | None
-    """When to send it; None while it is with the server."""
+    """When to send it; None while it is with the server, infinity while it is made ready to be sent again."""
 
 
 class StreamSession:
@@ -86,6 +122,8 @@ class StreamSession:
         self._retries = retries
         self._numbers = count()
         self._waiting: dict[str, _Waiting] = {}
+        self._announced = 0
+        self._refused: list[tuple[str, Entry]] = []
         self._ended = False
         self._source_failure: BaseException | None = None
         self._connecting = self._new_connecting()
@@ -98,21 +136,56 @@ class StreamSession:
     @property
     def finished(self) -> bool:
         """Whether there will be no more answers than those in `results`."""
-        return self.failure is not None or (self._ended and not self._waiting)
+        return self.failure is not None or (self._ended and not self._waiting and not self._announced)
+
+    def announce(self) -> None:
+        """Count an image that will be added once it is prepared."""
+        self._announced += 1
+
+    def add_announced(self, image: UnpreparedImage) -> None:
+        """Take in an image that was announced, and is ready; or fail as its preparation did."""
+        self._announced -= 1
+        try:
+            prepared = image.prepared()
+        # Such as no memory, or the end of the client: what is wrong is not the image.
+        except Exception as error:  # noqa: BLE001
+            self.failure = self.failure or error
+            return
+        self.add(prepared)
 
     def add(self, image: StreamImage) -> None:
         """Take an image in."""
-        if isinstance(image.message, InvalidImageError):
-            self.results.append((image.id, Classification(error=image.message)))
+        message = image.entry.message
+        if isinstance(message, InvalidImageError):
+            self.results.append((image.id, Classification(error=message)))
             return
         now = time.monotonic()
+        deadline = image.taken + self._timeout
         self._waiting[str(next(self._numbers))] = _Waiting(
             image,
-            self._query.request([image.message]),
-            Attempts(retries=self._retries, timeout=self._timeout),
-            deadline=now + self._timeout,
+            self._query.request([message], prepared_as=image.entry.prepared_as),
+            Attempts(retries=self._retries, timeout=deadline - now),
+            deadline=deadline,
             due=now,
         )
+
+    def take_refused(self) -> list[tuple[str, Entry]]:
+        """Return what the server refused as prepared for something else: to be sent as it is, by `resend`."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def resend(self, number: str, future: Future[Entry]) -> None:
+        """Send an image that was refused as it is now."""
+        waiting = self._waiting.get(number)
+        if waiting is None or future.cancelled():
+            return
+        message = future.result().message
+        if isinstance(message, InvalidImageError):
+            del self._waiting[number]
+            self.results.append((waiting.image.id, Classification(error=message)))
+            return
+        waiting.request = self._query.request([message])
+        waiting.due = time.monotonic()
 
     def end(self, failure: BaseException | None) -> None:
         """There will be no more images. failure: what their source raised, for after the last answer."""
@@ -160,7 +233,7 @@ class StreamSession:
 
     def _result(self, waiting: _Waiting, response: pb.ClassifyStreamResponse) -> Classification | None:
         """Return the result in `response`; None where the image is to be sent again."""
-        name = waiting.image.name
+        name = waiting.image.entry.name
         if response.WhichOneof("outcome") == "response":
             try:
                 (result,) = decode_chunk(Chunk(waiting.request, entries=[name]), response.response)
@@ -168,6 +241,11 @@ class StreamSession:
                 return Classification(error=error)
             return result
         failure = error_from_code(response.error.code, response.error.message, response.error.reason)
+        if is_prepared_otherwise(waiting.request, failure):
+            # Not before it is here in another form.
+            waiting.due = math.inf
+            self._refused.append((response.id, waiting.image.entry))
+            return None
         if response.HasField("retry_pushback_ms"):
             failure.retry_after = response.retry_pushback_ms / 1000
         delay = waiting.attempts.delay_after(failure)
@@ -205,7 +283,7 @@ class StreamSession:
                 del self._waiting[number]
                 self._probing = False
                 error = DeadlineExceededError(f"no answer within {self._timeout:g} s")
-                result = Classification(error=name_error(error, waiting.image.name))
+                result = Classification(error=name_error(error, waiting.image.entry.name))
                 self.results.append((waiting.image.id, result))
 
     def seconds_to_wait(self) -> float | None:

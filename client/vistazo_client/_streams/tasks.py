@@ -5,17 +5,20 @@ Nothing here is public.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from vistazo_client._codec import Entry
 from vistazo_client._streams.session import (
     FAREWELL_SECONDS,
     STREAM_IMAGES_IN_FLIGHT,
     StreamImage,
     StreamSession,
+    UnpreparedImage,
 )
 from vistazo_client.errors import RequestCancelledError, VistazoError
 from vistazo_client.results import Classification
@@ -29,9 +32,16 @@ class StreamTasks:
     """One run of `AsyncClient.classify_stream`."""
 
     def __init__(
-        self, session: StreamSession, images: AsyncGenerator[StreamImage, None], open_stream: _OpenStream
+        self,
+        session: StreamSession,
+        images: AsyncGenerator[StreamImage | UnpreparedImage, None],
+        open_stream: _OpenStream,
+        again: Callable[[Entry], Future[Entry]],
     ) -> None:
         self._session = session
+        self._again = again
+        self._futures: set[asyncio.Future[Entry]] = set()
+        """What threads of the client still prepare."""
         self._images = images
         self._open_stream = open_stream
         self._stream: _Stream | None = None
@@ -48,6 +58,7 @@ class StreamTasks:
             while True:
                 self._handle_events()
                 session.expire()
+                self._encode_refused()
                 # Before a result is handed over: the server works while the caller does.
                 self._send_due()
                 if session.results:
@@ -91,13 +102,37 @@ class StreamTasks:
                 image = await anext(self._images, None)
                 if image is None:
                     break
-                self._events.put_nowait(partial(self._session.add, image))
+                if isinstance(image, UnpreparedImage):
+                    self._session.announce()
+                    self._when_done(image.future, partial(self._session.add_announced, image))
+                else:
+                    self._events.put_nowait(partial(self._session.add, image))
         # The images' source is the caller's code: whatever it raises is the caller's to see.
         except Exception as error:  # noqa: BLE001
             failure = error
         self._events.put_nowait(partial(self._session.end, failure))
 
+    def _encode_refused(self) -> None:
+        for number, entry in self._session.take_refused():
+            future = self._again(entry)
+            self._when_done(future, partial(self._session.resend, number, future))
+
+    def _when_done(self, future: Future[Entry], event: Callable[[], None]) -> None:
+        waiting = asyncio.wrap_future(future)
+        self._futures.add(waiting)
+
+        def done(_: asyncio.Future[Entry]) -> None:
+            # Its exception is the event's to find; asyncio would tell of one that nobody has looked at.
+            if not waiting.cancelled():
+                waiting.exception()
+            self._events.put_nowait(event)
+            self._futures.discard(waiting)
+
+        waiting.add_done_callback(done)
+
     async def _stop(self, taking: "asyncio.Task[None]") -> None:
+        for future in list(self._futures):
+            future.cancel()
         tasks = {taking}
         if self._stream is not None:
             self._stream.cancel()

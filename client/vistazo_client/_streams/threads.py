@@ -6,16 +6,19 @@ Nothing here is public.
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import grpc
 
+from vistazo_client._codec import Entry
 from vistazo_client._streams.session import (
     FAREWELL_SECONDS,
     STREAM_IMAGES_IN_FLIGHT,
     StreamImage,
     StreamSession,
+    UnpreparedImage,
 )
 from vistazo_client.errors import VistazoError
 from vistazo_client.results import Classification
@@ -29,9 +32,16 @@ class StreamThreads:
     """One run of `Client.classify_stream`."""
 
     def __init__(
-        self, session: StreamSession, images: Iterator[StreamImage], open_stream: _OpenStream
+        self,
+        session: StreamSession,
+        images: Iterator[StreamImage | UnpreparedImage],
+        open_stream: _OpenStream,
+        again: Callable[[Entry], Future[Entry]],
     ) -> None:
         self._session = session
+        self._again = again
+        self._futures: set[Future[Entry]] = set()
+        """What threads of the client still prepare."""
         self._images = images
         self._open_stream = open_stream
         self._stream: _Stream | None = None
@@ -49,6 +59,7 @@ class StreamThreads:
             while True:
                 self._handle_events()
                 session.expire()
+                self._encode_refused()
                 # Before a result is handed over: the server works while the caller does.
                 self._send_due()
                 if session.results:
@@ -91,11 +102,28 @@ class StreamThreads:
                 image = next(self._images, None)
                 if image is None:
                     break
-                self._events.put(partial(self._session.add, image))
+                if isinstance(image, UnpreparedImage):
+                    self._events.put(self._session.announce)
+                    self._when_done(image.future, partial(self._session.add_announced, image))
+                else:
+                    self._events.put(partial(self._session.add, image))
         # The images' source is the caller's code: whatever it raises is the caller's to see.
         except BaseException as error:  # noqa: BLE001
             failure = error
         self._events.put(partial(self._session.end, failure))
+
+    def _encode_refused(self) -> None:
+        for number, entry in self._session.take_refused():
+            future = self._again(entry)
+            self._when_done(future, partial(self._session.resend, number, future))
+
+    def _when_done(self, future: Future[Entry], event: Callable[[], None]) -> None:
+        def done(_: Future[Entry]) -> None:
+            self._events.put(event)
+            self._futures.discard(future)
+
+        self._futures.add(future)
+        future.add_done_callback(done)
 
     def _say_goodbye(self) -> None:
         if self._session.stream is not None and self._stream is not None:
@@ -105,6 +133,8 @@ class StreamThreads:
     def _stop(self) -> None:
         self._stopped = True
         self._room.release()
+        for future in list(self._futures):
+            future.cancel()
         if self._stream is not None:
             self._stream.cancel()
 

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -17,7 +19,7 @@ from vistazo_client._images import image_name
 from vistazo_client.cli.options import json_option, server_options
 from vistazo_client.cli.tables import bar, print_table
 from vistazo_client.client import Client
-from vistazo_client.errors import InvalidImageError, VistazoError
+from vistazo_client.errors import InvalidImageError, LocalPreprocessingWarning, VistazoError
 from vistazo_client.results import Classification
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -37,6 +39,11 @@ PROGRESS_FROM_IMAGES = 20
     type=click.FloatRange(0, 1),
     help="Leave out predictions below it, so that an image may have none.  [default: 0]",
 )
+@click.option(
+    "--local",
+    is_flag=True,
+    help="Prepare the images here, as the server would, and send the pixels alone. Takes the extra `local`.",
+)
 @json_option
 @server_options
 def classify_command(
@@ -46,8 +53,9 @@ def classify_command(
     version: str,
     top: int | None,
     min_probability: float | None,
+    local: bool,
     as_json: bool,
-    open_client: Callable[[], Client],
+    open_client: Callable[..., Client],
 ) -> None:
     """Classify images.
 
@@ -61,7 +69,7 @@ def classify_command(
     report = _Report(as_json=as_json)
     for path, error in errors:
         report.add(path, Classification(error=error))
-    with open_client() as client:
+    with _warnings_told(), _open(open_client, local=local) as client:
         results = client.classify_iter(
             paths, model=model, version=version, top_k=top, min_probability=min_probability
         )
@@ -77,6 +85,27 @@ def classify_command(
     report.finish()
     if report.failed:
         raise click.exceptions.Exit(1)
+
+
+def _open(open_client: Callable[..., Client], *, local: bool) -> Client:
+    try:
+        return open_client(preprocess="local" if local else "server")
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Print a LocalPreprocessingWarning as any other line of the command's."""
+
+    def tell(message: Warning | str, *_others: object, **_named: object) -> None:
+        click.echo(f"Warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LocalPreprocessingWarning)
+        # What Python prints of a warning names a file and a line of this package.
+        warnings.showwarning = tell
+        yield
 
 
 class _Report:

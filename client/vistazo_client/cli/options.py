@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vistazo_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_SECONDS, check_address
+from vistazo_client._core import Preprocess
 from vistazo_client._retry import DEFAULT_RETRIES
 from vistazo_client.client import Client
 from vistazo_client.credentials import TLS
@@ -116,7 +117,7 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         secure = TLS(tls_ca, tls_certificate, tls_key, tls_server_name)
 
-        def open_client() -> Client:
+        def open_client(*, preprocess: Preprocess = "server") -> Client:
             try:
                 return Client(
                     server,
@@ -126,6 +127,7 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
                     token=token,
                     token_file=token_file,
                     allow_insecure_token=allow_insecure_token,
+                    preprocess=preprocess,
                 )
             except ValueError as error:
                 raise click.UsageError(str(error)) from error
