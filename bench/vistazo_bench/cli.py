@@ -15,16 +15,17 @@ from rich.console import Console
 
 from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.figures import Figure
+from vistazo_bench.measuring.model_files import model_folder
 from vistazo_bench.measuring.payload import make_payload, with_references
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.measuring.serving import RunningServer, choose_model, model_folder, serving
 from vistazo_bench.reporting.plot import text_plot, write_png
-from vistazo_bench.reporting.report import figures_table, one_line, result_object, write_atomically
+from vistazo_bench.reporting.report import figures_table, one_line, result_object, write_json
 from vistazo_bench.standard.plan import QUICK, RESNET, STANDARD
 from vistazo_bench.standard.scenarios import Pace, Subject, closed_loop, open_loop
 from vistazo_bench.standard.search import search_rate
 from vistazo_bench.standard.suite import StandardSet
 from vistazo_client._channel import check_address
+from vistazo_client.cli.serving import RunningServer, choose_model, serving
 from vistazo_client.cli.tables import print_table
 
 LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -196,7 +197,7 @@ def bench_command(
         figures, rig, scenario=scenario, command=" ".join(["vistazo", *sys.argv[1:]]), commands=commands
     )
     if output is not None:
-        write_atomically(output, result)
+        write_json(output, result)
     print_table(figures_table(figures, title=_title(choices, scenario)))
     if (elsewhere := rig.elsewhere() or 0.0) > NOISY_SHARE:
         click.echo(
@@ -289,7 +290,7 @@ def _server(choices: Choices, stack: ExitStack) -> RunningServer:
 
 
 def _subject(choices: Choices, server: RunningServer) -> Subject:
-    model = choose_model(server, choices.model)
+    model = choose_model(server.models().values(), choices.model)
     preparing = None
     if choices.input_kind != "tensor":
         # It needs Pillow.

@@ -1,7 +1,7 @@
 """What stops a benchmark."""
 
-from vistazo_client.errors import VistazoError
+from vistazo_client.cli.errors import CommandError
 
 
-class BenchError(VistazoError):
+class BenchError(CommandError):
     """The benchmark cannot go on, or its result would mean nothing; the message is one line."""

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.load import CLASSIFY_METHOD
 from vistazo_bench.measuring.machine import describe_machine
+from vistazo_bench.measuring.model_files import model_folder
 from vistazo_bench.measuring.payload import make_payload, with_references
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.measuring.serving import RunningServer, model_folder, serving
-from vistazo_bench.reporting.report import write_atomically
+from vistazo_bench.reporting.report import write_json
 from vistazo_client._channel import MAX_MESSAGE_BYTES, open_channel
 from vistazo_client._images import encode_image
+from vistazo_client.cli.serving import RunningServer, serving
 from vistazo_client.results import ModelInfo, ScoreKind
 from vistazo_proto import classification_pb2 as pb
 
@@ -232,7 +233,7 @@ def main(*, models: Path, device: str, quick: bool, output: Path | None) -> None
     except BenchError as error:
         raise click.ClickException(str(error)) from error
     if output is not None:
-        write_atomically(output, result)
+        write_json(output, result)
     click.echo(json.dumps(result))
 
 

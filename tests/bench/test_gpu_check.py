@@ -13,7 +13,7 @@ from support.endings import ended, node
 from support.tiny import tiny_model, write_model
 from vistazo_bench import gpu
 from vistazo_bench.errors import BenchError
-from vistazo_bench.measuring.serving import serving
+from vistazo_client.cli.serving import serving
 from vistazo_export.importer import ImportRequest, import_model
 
 

@@ -14,9 +14,9 @@ from vistazo_bench.measuring.limits import (
     jpeg_bound,
 )
 from vistazo_bench.measuring.load import ClosedLoop, LoadGenerator, Target
+from vistazo_bench.measuring.model_files import decode_spec, model_folder
 from vistazo_bench.measuring.pictures import jpeg
-from vistazo_bench.measuring.serving import decode_spec, model_folder
-from vistazo_bench.measuring.worker import Worker
+from vistazo_client.cli.worker import Worker
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.payload import make_payload
 from vistazo_bench.measuring.pictures import jpeg_files, own_files
 from vistazo_bench.measuring.preparation import Preparation, Preparing, ask_preparing, prepare
-from vistazo_bench.measuring.worker import Worker
 from vistazo_client import ModelInfo, ModelState
+from vistazo_client.cli.worker import Worker
 from vistazo_preprocessing.preprocessor import Preprocessor
 from vistazo_preprocessing.spec import JpegDecoding, PreprocessSpec, ResizeMode
 from vistazo_proto import classification_pb2 as pb

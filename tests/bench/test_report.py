@@ -11,7 +11,7 @@ from vistazo_bench.measuring.figures import Figure, ratio_figure, rounds, spread
 from vistazo_bench.measuring.machine import CpuWatch
 from vistazo_bench.measuring.rig import Rig
 from vistazo_bench.reporting.plot import text_plot, write_png
-from vistazo_bench.reporting.report import figures_table, one_line, result_object, write_atomically
+from vistazo_bench.reporting.report import figures_table, one_line, result_object, write_json
 from vistazo_bench.standard.memory import second_half_growth
 
 
@@ -87,7 +87,7 @@ def test_the_json_is_one_line_has_everything_and_no_nan(tmp_path):
     assert "grpcio" in read["machine"]["versions"]
 
     path = tmp_path / "bench" / "results.json"
-    write_atomically(path, result)
+    write_json(path, result)
     assert json.loads(path.read_text()) == read
     assert [child.name for child in path.parent.iterdir()] == ["results.json"]
 

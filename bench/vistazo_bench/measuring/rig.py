@@ -22,7 +22,7 @@ from vistazo_bench.measuring.records import (
     summarize_closed,
     summarize_open,
 )
-from vistazo_bench.measuring.worker import Worker
+from vistazo_client.cli.worker import Worker
 
 # Of each segment's latencies, for the plot.
 SERIES_VALUES: Final = 4000

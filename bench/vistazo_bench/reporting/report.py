@@ -1,9 +1,6 @@
 """The result: a table for people, and one JSON object for programs."""
 
 import json
-import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +11,7 @@ from rich.text import Text
 from vistazo_bench.measuring.figures import Figure
 from vistazo_bench.measuring.machine import describe_machine
 from vistazo_bench.measuring.rig import Rig
+from vistazo_client.cli.files import plain_json, write_atomically
 
 FORMAT = 1
 """Of the JSON object; changes when a field changes its meaning."""
@@ -60,7 +58,7 @@ def result_object(
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
         "segments": rig.segments,
     }
-    clean = _plain(found)
+    clean = plain_json(found)
     return clean if isinstance(clean, dict) else {}
 
 
@@ -69,30 +67,9 @@ def one_line(result: dict[str, object]) -> str:
     return json.dumps(result, allow_nan=False, ensure_ascii=False)
 
 
-def write_atomically(path: Path, result: dict[str, object]) -> None:
+def write_json(path: Path, result: dict[str, object]) -> None:
     """Write the object to `path`: whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(result, allow_nan=False, ensure_ascii=False, indent=2) + "\n")
-        # mkstemp's mode is the owner's alone.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _plain(value: object) -> object:
-    """Return `value` with NaN and infinity, which JSON has not, as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    write_atomically(path, json.dumps(result, allow_nan=False, ensure_ascii=False, indent=2) + "\n")
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ from vistazo_bench.measuring.figures import Figure, ratio_figure
 from vistazo_bench.measuring.limits import RawEngine, jpeg_bound
 from vistazo_bench.measuring.payload import Payload
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.measuring.worker import Worker
+from vistazo_client.cli.worker import Worker
 
 if TYPE_CHECKING:
     from vistazo_bench.measuring.preparation import Preparation, PreparationCost, Preparing

@@ -10,7 +10,7 @@ from vistazo_bench.measuring.load import Target
 from vistazo_bench.measuring.machine import resident_bytes
 from vistazo_bench.measuring.payload import make_payload
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.measuring.serving import RunningServer
+from vistazo_client.cli.serving import RunningServer
 from vistazo_client.results import ModelInfo
 from vistazo_proto import classification_pb2 as pb
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from vistazo_bench.measuring.figures import Figure, ratio_figure, rounds
+from vistazo_bench.measuring.model_files import model_folder
 from vistazo_bench.measuring.payload import make_payload, with_references
 from vistazo_bench.measuring.pictures import JPEG_SIZE
 from vistazo_bench.measuring.preparation import ask_preparing
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.measuring.serving import choose_model, model_folder, serving
 from vistazo_bench.standard.costs import Costs, measuring_costs
 from vistazo_bench.standard.scenarios import Pace, Subject, raw_limit
+from vistazo_client.cli.serving import choose_model, serving
 
 PHONE_SIZE: Final = (4032, 3024)
 """Width and height of a phone's photograph: 12 megapixels."""
@@ -95,7 +96,7 @@ class Photographs:
             options = (*self._options, "--jpeg-decoding", decoding)
             server = stack.enter_context(serving(self._repository, options, only=[self._model]))
             self.commands.append(server.command)
-            model = choose_model(server, self._model)
+            model = choose_model(server.models().values(), self._model)
             preparing = ask_preparing(server.address, model)
             wanted: dict[str, dict[str, object]] = {decoding: large}
             if decoding == "exact":

@@ -17,11 +17,10 @@ from vistazo_bench.errors import BenchError
 from vistazo_bench.measuring.figures import Figure, ratio_figure, rounds
 from vistazo_bench.measuring.limits import Decoder, jpeg_bound
 from vistazo_bench.measuring.machine import cpu_seconds
+from vistazo_bench.measuring.model_files import decode_spec, model_folder
 from vistazo_bench.measuring.payload import make_payload, with_references
 from vistazo_bench.measuring.records import LoadSummary
 from vistazo_bench.measuring.rig import Rig
-from vistazo_bench.measuring.serving import RunningServer, decode_spec, model_folder, serving
-from vistazo_bench.measuring.worker import Worker
 from vistazo_bench.standard.costs import MS
 from vistazo_bench.standard.int8 import int8_figures
 from vistazo_bench.standard.memory import memory_figures
@@ -33,6 +32,8 @@ from vistazo_bench.standard.scenarios import (
     generator_note,
     raw_limit,
 )
+from vistazo_client.cli.serving import RunningServer, serving
+from vistazo_client.cli.worker import Worker
 from vistazo_client.errors import VistazoError
 from vistazo_client.results import ModelInfo
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,13 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vistazo_client._images import image_name
+from vistazo_client.cli.folders import images_in
 from vistazo_client.cli.options import json_option, server_options
 from vistazo_client.cli.tables import bar, print_table
 from vistazo_client.client import Client
 from vistazo_client.errors import InvalidImageError, LocalPreprocessingWarning, VistazoError
 from vistazo_client.results import Classification
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 # Fewer are done before a progress bar could be read.
 PROGRESS_FROM_IMAGES = 20
@@ -144,31 +142,10 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[Path,
             paths.append(path)
             continue
         try:
-            paths += _images_in(path)
+            paths += images_in(path)
         except InvalidImageError as error:
             errors.append((path, error))
     return paths, errors
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Return the images directly in `folder`, sorted by name; there is at least one."""
-    try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        images = [path for path in found if not _is_hidden(path) and not path.is_dir()]
-    except OSError as error:
-        raise InvalidImageError(f"{image_name(folder)}: cannot be read ({error.strerror})") from error
-    if not images:
-        hidden = f", but {len(found)} hidden files or folders that are named so" if found else ""
-        raise InvalidImageError(
-            f"{image_name(folder)}: no images in this folder ({', '.join(IMAGE_SUFFIXES)}){hidden}"
-        )
-    return images
-
-
-def _is_hidden(path: Path) -> bool:
-    """Return whether a file is one that systems keep for themselves, such as macOS's ._cat.jpg."""
-    attributes = getattr(path.stat(), "st_file_attributes", 0) if path.exists() else 0
-    return path.name.startswith(".") or bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
 
 
 def _progress(results: Iterator[Classification], total: int) -> Iterable[Classification]:

@@ -96,7 +96,7 @@ _OPTIONS: tuple[Callable[[_Command], _Command], ...] = (
 def server_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say where the server is and how to talk to it.
 
-    The command gets `open_client`, which makes the Client.
+    The command gets `open_client`, which makes the Client, of the server at --server or at an address given.
     """
 
     @functools.wraps(function)
@@ -117,10 +117,10 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         secure = TLS(tls_ca, tls_certificate, tls_key, tls_server_name)
 
-        def open_client(*, preprocess: Preprocess = "server") -> Client:
+        def open_client(address: str = server, *, preprocess: Preprocess = "server") -> Client:
             try:
                 return Client(
-                    server,
+                    address,
                     timeout=timeout,
                     retries=retries,
                     tls=secure if tls or secure != TLS() else False,

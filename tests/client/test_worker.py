@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vistazo_bench.errors import BenchError
-from vistazo_bench.measuring.worker import Worker
+from vistazo_client.cli.errors import CommandError
+from vistazo_client.cli.worker import Worker
 
 
 class Thing:
@@ -21,8 +21,8 @@ class Thing:
     def fail(self, kind):
         if kind == "missing":
             raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
-        if kind == "bench":
-            raise BenchError("one line")
+        if kind == "command":
+            raise CommandError("one line")
         raise RuntimeError("the reason")
 
     def die(self):
@@ -51,9 +51,9 @@ def test_a_worker_keeps_its_object_between_calls_and_ends_with_its_block():
 
 def test_what_a_call_raises_is_raised_here_and_the_worker_goes_on():
     with Worker(Thing) as thing:
-        with pytest.raises(BenchError, match="one line"):
-            thing.call(Thing.fail, "bench")
-        with pytest.raises(BenchError, match="RuntimeError: the reason"):
+        with pytest.raises(CommandError, match="one line"):
+            thing.call(Thing.fail, "command")
+        with pytest.raises(CommandError, match="RuntimeError: the reason"):
             thing.call(Thing.fail, "other")
         with pytest.raises(ModuleNotFoundError) as missing:
             thing.call(Thing.fail, "missing")
@@ -62,10 +62,10 @@ def test_what_a_call_raises_is_raised_here_and_the_worker_goes_on():
 
 
 def test_a_worker_that_cannot_be_built_says_why():
-    with pytest.raises(BenchError, match="below 0"), Worker(Thing, -1):
+    with pytest.raises(CommandError, match="below 0"), Worker(Thing, -1):
         pass
 
 
 def test_a_worker_that_dies_is_an_error_and_not_a_wait():
-    with Worker(Thing) as thing, pytest.raises(BenchError, match="ended unexpectedly"):
+    with Worker(Thing) as thing, pytest.raises(CommandError, match="ended unexpectedly"):
         thing.call(Thing.die)

@@ -1,20 +1,19 @@
-"""The server under test: one that runs already, or `vistazo serve` started here and ended afterwards."""
+"""The server that a command works with: one that runs already, or one started here and ended after it."""
 
 import json
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Final
 
-from vistazo_bench.errors import BenchError
-from vistazo_bench.measuring.limits import DecodeSpec
-from vistazo_bench.measuring.worker import Worker
+from vistazo_client.cli.errors import CommandError
+from vistazo_client.cli.worker import Worker
 from vistazo_client.client import Client
 from vistazo_client.results import ModelInfo
 
@@ -43,7 +42,7 @@ class RunningServer:
 
 
 class ServeProcess:
-    """`vistazo serve` as a child of a Worker, which ends it when this benchmark ends, however it ends."""
+    """`vistazo serve` as a child of a Worker, which ends it when this command ends, however it ends."""
 
     def __init__(self, models: str, options: Sequence[str]) -> None:
         command = [sys.executable, "-c", "from vistazo_client.cli import main; main()", "serve"]
@@ -52,7 +51,7 @@ class ServeProcess:
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._listening = threading.Event()
         self._port = 0
-        # A session of its own: Ctrl-C is for the benchmark, which then ends the server in order.
+        # A session of its own: Ctrl-C is for the command, which then ends the server in order.
         self._process = subprocess.Popen(  # noqa: S603  our own command
             command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -60,10 +59,10 @@ class ServeProcess:
         self._reader.start()
 
     def wait_until_listening(self) -> tuple[str, int]:
-        """Return the server's address and process id. Raises BenchError when it ends before it listens."""
+        """Return the server's address and process id. Raises CommandError when it ends before it listens."""
         self._listening.wait(LISTEN_SECONDS)
         if not self._port:
-            raise BenchError(f"vistazo serve did not start: {self._last_words()}")
+            raise CommandError(f"vistazo serve did not start: {self._last_words()}")
         return f"127.0.0.1:{self._port}", self._process.pid
 
     def close(self) -> None:
@@ -95,7 +94,7 @@ def serving(repository: Path, options: Sequence[str], *, only: Sequence[str] = (
     with ExitStack() as stack:
         folder = str(repository.resolve())
         if only:
-            folder = stack.enter_context(TemporaryDirectory(prefix="vistazo-bench-"))
+            folder = stack.enter_context(TemporaryDirectory(prefix="vistazo-serve-"))
             for name in only:
                 (Path(folder) / name).symlink_to((repository / name).resolve(), target_is_directory=True)
         worker = stack.enter_context(Worker(ServeProcess, folder, tuple(options)))
@@ -106,38 +105,24 @@ def serving(repository: Path, options: Sequence[str], *, only: Sequence[str] = (
         yield RunningServer(address, pid, command)
 
 
-def choose_model(server: RunningServer, name: str) -> ModelInfo:
-    """Return the ready model of this name, or the only one. Raises BenchError."""
-    models = server.models()
-    if not name and len(models) == 1:
-        return next(iter(models.values()))
-    if name not in models:
-        have = ", ".join(sorted(models)) or "none"
-        raise BenchError(f"--model: expected one that the server has ready ({have}), got {name!r}")
-    return models[name]
+def choose_model(
+    models: Iterable[ModelInfo], name: str, version: str = "", *, option: str = "--model"
+) -> ModelInfo:
+    """Return the ready model of this name, or the only one; of several versions that named, or the highest.
 
-
-def model_folder(repository: Path, name: str) -> Path:
-    """Return the folder of the model's highest version. Raises BenchError when there is none."""
-    versions = [path for path in (repository / name).glob("*") if path.name.isdecimal()]
-    found = [path for path in versions if (path / "model.onnx").is_file()]
-    if not found:
-        raise BenchError(f"no {name}/VERSION/model.onnx in {repository}")
-    return max(found, key=lambda path: int(path.name))
-
-
-def decode_spec(folder: Path) -> DecodeSpec:
-    """Return what the manifest in a model's folder says about preprocessing. Raises BenchError."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        steps, given = manifest["preprocessing"], manifest["input"]
-        shortest = steps.get("resize_mode") != "STRETCH"
-        return DecodeSpec(
-            height=int(given["height"]),
-            width=int(given["width"]),
-            channels=int(given["channels"]),
-            resize_size=int(steps["resize_size"]) if shortest else 0,
-            interpolation=str(steps["interpolation"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BenchError(f"{folder / 'manifest.json'} cannot be read: {error!r}") from error
+    option: what to blame. Raises CommandError.
+    """
+    ready = [model for model in models if model.ready]
+    names = sorted({model.name for model in ready})
+    if not name and len(names) == 1:
+        name = names[0]
+    versions = {model.version: model for model in ready if model.name == name}
+    if not versions:
+        have = ", ".join(names) or "none"
+        raise CommandError(f"{option}: expected one that the server has ready ({have}), got {name!r}")
+    if not version:
+        return max(versions.values(), key=lambda model: int(model.version))
+    if version not in versions:
+        have = ", ".join(sorted(versions, key=int))
+        raise CommandError(f"{option}: expected a version of {name} that is ready ({have}), got {version!r}")
+    return versions[version]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast
 
-from vistazo_bench.errors import BenchError
+from vistazo_client.cli.errors import CommandError
 
 # Longer than any target takes to close: a server may finish its requests first.
 END_SECONDS = 60.0
@@ -85,7 +85,7 @@ class Worker(Generic[_Target]):
         try:
             self._pipe.send((method, arguments, named))
         except OSError as error:
-            raise BenchError(f"the process {self._process.name} ended unexpectedly") from error
+            raise CommandError(f"the process {self._process.name} ended unexpectedly") from error
         return cast("_Result", self._receive())
 
     def close(self) -> None:
@@ -102,10 +102,10 @@ class Worker(Generic[_Target]):
         try:
             reply = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise BenchError(f"the process {self._process.name} ended unexpectedly") from error
+            raise CommandError(f"the process {self._process.name} ended unexpectedly") from error
         self._busy = False
         if isinstance(reply, _Failure):
-            raise reply.error or BenchError(reply.text)
+            raise reply.error or CommandError(reply.text)
         return reply
 
 
@@ -141,7 +141,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def _failure(error: Exception) -> _Failure:
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     # Others, such as grpc's, may not survive pickling; a missing package must keep its type and name.
-    portable = isinstance(error, BenchError | ModuleNotFoundError)
+    portable = isinstance(error, CommandError | ModuleNotFoundError)
     if isinstance(error, ModuleNotFoundError):
         error = ModuleNotFoundError(str(error), name=error.name)
     return _Failure(error if portable else None, text)
