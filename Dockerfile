@@ -31,6 +31,7 @@ COPY server server
 COPY client client
 COPY export export
 COPY bench/vistazo_bench bench/vistazo_bench
+COPY evaluate evaluate
 RUN PIP_PYTHON='' PIP_ONLY_BINARY='' pip wheel --no-deps --wheel-dir /package . \
     && pip install --no-deps /package/*.whl \
     && /opt/vistazo/bin/python -m compileall -q /opt/vistazo

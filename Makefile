@@ -96,7 +96,7 @@ check: $(STAMP) ## Lint, format, types, import rules, generated code up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=proto:preprocessing:server:client:export:bench $(BIN)/lint-imports --no-cache
+	PYTHONPATH=proto:preprocessing:server:client:export:bench:evaluate $(BIN)/lint-imports --no-cache
 	$(MAKE) --no-print-directory proto PROTO_OUT=build/proto
 	diff -r -x __pycache__ -x '*.proto' -x __init__.py -x py.typed proto/vistazo_proto build/proto/vistazo_proto
 

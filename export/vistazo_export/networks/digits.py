@@ -2,10 +2,17 @@
 
 1,797 images of 8 × 8 pixels, light digits on dark, from Alpaydin and Kaynak, "Optical Recognition of
 Handwritten Digits", UCI Machine Learning Repository, 1998.
+
+    python -m vistazo_export.networks.digits --out digits
+
+writes those that LeNet has never seen as PNG files, a subfolder for each digit, for `vistazo evaluate`.
 """
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 
@@ -44,3 +51,42 @@ def _split() -> tuple[Digits, Digits]:
         np.arange(len(labels)), test_size=HELD_OUT_SHARE, random_state=SPLIT_SEED, stratify=labels
     )
     return Digits(images[seen], labels[seen]), Digits(images[unseen], labels[unseen])
+
+
+def write_folder(data: Digits, folder: Path) -> list[Path]:
+    """Write each image as an 8 × 8 PNG, folder/DIGIT/NUMBER.png, and return the paths in the order of `data`.
+
+    Raises FileExistsError for a folder that is not empty: what else lies in it would be evaluated, too.
+    """
+    from PIL import Image  # noqa: PLC0415 - a split alone needs none
+
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    paths = []
+    for number, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        path = folder / str(label) / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+        paths.append(path)
+    return paths
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to make."
+)
+@click.option("--replace", is_flag=True, help="Delete what is in the folder's digits 0 to 9 first.")
+def main(out: Path, *, replace: bool) -> None:
+    """Write the held-out digits as PNG files, a subfolder for each digit."""
+    if replace:
+        for digit in range(10):
+            shutil.rmtree(out / str(digit), ignore_errors=True)
+    try:
+        paths = write_folder(held_out(), out)
+    except FileExistsError as error:
+        raise click.ClickException(f"{error}; give another --out, or --replace") from error
+    click.echo(f"wrote {len(paths)} digits to {out}")
+
+
+if __name__ == "__main__":
+    main()
