@@ -9,7 +9,8 @@ import downwards only:
     conversion           a torch module → model.onnx
     checks               parity with torch, on real images
     publishing           the manifest, and versions that appear whole
-    networks             where modules, weights, labels and preprocessing come from
+    networks             where modules, weights and labels come from
+    presets              how an image becomes a network's input
 
 Start with `exporter`.
 """

@@ -19,8 +19,9 @@ from vistazo_export.networks import zoo
 from vistazo_export.networks.checkpoint_options import NOTHING_SAID, CheckpointOptions
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.labels import read_labels
-from vistazo_export.networks.preprocess import sentence, with_preprocess
-from vistazo_export.networks.preset import to_proto
+from vistazo_export.networks.own_preset import with_preprocess
+from vistazo_export.presets.preprocess import sentence
+from vistazo_export.presets.preset import to_proto
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import (

@@ -25,8 +25,8 @@ from vistazo_export.foreign.interface import OnnxInterface, check_model, read_in
 from vistazo_export.foreign.scores import ScoresOptions, scores_output
 from vistazo_export.networks.download import sha256_of
 from vistazo_export.networks.labels import read_labels
-from vistazo_export.networks.preprocess import IMAGENET, NONE, preprocessing_for, read_preprocess, sentence
-from vistazo_export.networks.zoo import torchvision_models
+from vistazo_export.presets.preprocess import IMAGENET, NONE, preprocessing_for, read_preprocess, sentence
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import FORMAT, triton_config, write_manifest

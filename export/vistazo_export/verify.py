@@ -23,8 +23,8 @@ from vistazo_export.foreign.interface import check_model, read_interface
 from vistazo_export.networks import own_code, zoo
 from vistazo_export.networks.checkpoint_options import CheckpointOptions
 from vistazo_export.networks.download import sha256_of
-from vistazo_export.networks.preprocess import with_preprocessing
-from vistazo_export.networks.preset import Preset, from_proto, to_proto
+from vistazo_export.networks.own_preset import with_preprocessing
+from vistazo_export.presets.preset import Preset, from_proto, to_proto
 from vistazo_export.progress import SILENT, Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_export.publishing.manifest import PREPROCESS, read_manifest, triton_config

@@ -18,7 +18,7 @@ from support.compose import ROOT
 from support.documents import blocks, commands
 from support.foreign import classifier
 from support.onnx_zoo import LIGHT
-from vistazo_export.networks.zoo import torchvision_models
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_export.publishing.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def write_files(folder: Path, line: str) -> None:
         torch.save({"model": state | projector, "ema": averaged | projector}, folder / "run.ckpt")
         (folder / "birds").mkdir()
         (folder / "birds" / "network.py").write_text(
-            "from vistazo_export.networks.zoo import torchvision_models\n\n\n"
+            "from vistazo_export.presets.torchvision_import import torchvision_models\n\n\n"
             "def bare():\n    return torchvision_models().get_model('squeezenet1_1', num_classes=3)\n\n\n"
             "trained = bare\n",
             encoding="utf-8",

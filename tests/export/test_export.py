@@ -26,7 +26,8 @@ from vistazo_export.errors import ParityError, RepositoryError
 from vistazo_export.exporter import ExportRequest, export_model
 from vistazo_export.networks import digits, zoo
 from vistazo_export.networks.lenet import LeNet
-from vistazo_export.networks.preset import to_pixels
+from vistazo_export.presets.preset import to_pixels
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_export.progress import Progress
 from vistazo_export.publishing import repository as repo
 from vistazo_proto.manifest_pb2 import ModelManifest, Output, Preprocessing
@@ -83,7 +84,7 @@ def test_the_manifest_says_what_was_made_and_how_well_it_agrees(exported: Path, 
 
 def test_preprocessing_and_labels_are_those_of_the_weights(exported: Path):
     manifest = manifest_of(exported / "squeezenet1_1" / "1")
-    weights = zoo.torchvision_models().SqueezeNet1_1_Weights.DEFAULT
+    weights = torchvision_models().SqueezeNet1_1_Weights.DEFAULT
 
     assert list(manifest.labels) == weights.meta["categories"]
     assert manifest.preprocessing == Preprocessing(

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from support.foreign import CLASSES, SIDE, classifier, model_of, with_node
 from vistazo_export.importer import ImportRequest, import_model
-from vistazo_export.networks import zoo
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_export.progress import Progress
 from vistazo_proto.manifest_pb2 import ModelManifest, Output, Preprocessing
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
@@ -746,7 +746,7 @@ def test_the_onnx_packages_models_are_imported_and_verified(
     assert (manifest.input.layout, manifest.input.dtype, manifest.max_batch_size) == ("NCHW", "FP32", 1)
     # densenet121 ends before its softmax, and its scores are N×1000×1×1.
     assert manifest.output.kind == (Output.LOGITS if name == "densenet121" else Output.PROBABILITIES)
-    categories = zoo.torchvision_models().ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    categories = torchvision_models().ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     assert list(manifest.labels) == categories
 
 

@@ -13,7 +13,7 @@ from click.testing import Result
 from support.foreign import classifier
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.networks import zoo
-from vistazo_export.networks.preset import from_proto, to_pixels
+from vistazo_export.presets.preset import from_proto, to_pixels
 from vistazo_export.publishing.manifest import read_manifest
 
 Vistazo = Callable[..., Result]

@@ -17,8 +17,8 @@ from PIL import Image
 
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.errors import GraphError, ParityError
-from vistazo_export.networks.preset import Preset, to_pixels
 from vistazo_export.networks.zoo import LoadedNetwork
+from vistazo_export.presets.preset import Preset, to_pixels
 from vistazo_proto.manifest_pb2 import Parity
 
 Pixels = npt.NDArray[np.uint8]

@@ -13,7 +13,7 @@ from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.errors import CalibrationError
 from vistazo_export.networks import digits
 from vistazo_export.networks.download import sha256_of
-from vistazo_export.networks.preset import Preset, to_pixels
+from vistazo_export.presets.preset import Preset, to_pixels
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vistazo_export.errors import GraphError
-from vistazo_export.networks.preset import Preset
 from vistazo_export.networks.zoo import LoadedNetwork
+from vistazo_export.presets.preset import Preset
 from vistazo_export.publishing.manifest import INPUT_TENSOR, OUTPUT_TENSOR
 from vistazo_proto.manifest_pb2 import ModelManifest
 

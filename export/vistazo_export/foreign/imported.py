@@ -21,7 +21,7 @@ from vistazo_export.errors import GraphError, ParityError, RepositoryError, Unde
 from vistazo_export.foreign.interface import FLOATS, OnnxInterface, TensorInfo
 from vistazo_export.foreign.scores import KINDS, ScoresOptions, scores_output
 from vistazo_export.networks.download import sha256_of
-from vistazo_export.networks.preset import input_spec, prepared
+from vistazo_export.presets.preset import input_spec, prepared
 from vistazo_export.progress import SILENT, Progress
 from vistazo_onnx.batch_mates import mixing_operator
 from vistazo_proto.manifest_pb2 import ModelManifest, Output

@@ -1,5 +1,4 @@
-"""Where a torch module, its weights, its labels and its preprocessing come from.
+"""Where a torch module, its weights and its labels come from.
 
-Imports torch, and of ours `checkpoints`, `errors` and `progress`. Start with `zoo`; `preset` is the
-preprocessing, and `preprocess` reads what a user says of it.
+Imports torch, and of ours `presets`, `checkpoints`, `errors` and `progress`. Start with `zoo`.
 """

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vistazo_export.networks.preset import Preset
+from vistazo_export.presets.preset import Preset
 from vistazo_preprocessing.spec import ResizeMode
 
 INPUT_SIZE = 32

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistazo_export.errors import GraphError, UnknownNetworkError
-from vistazo_export.networks.preset import Preset
+from vistazo_export.presets.preset import Preset
 
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 

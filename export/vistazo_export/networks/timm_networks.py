@@ -1,6 +1,6 @@
 """timm's networks, as `timm:NAME`: its own preprocessing, labels, hub code and cache. The extra is `timm`.
 
-torchvision must have been imported before, by `zoo.torchvision_models`: timm imports it as it is.
+torchvision must have been imported before, by `torchvision_import`: timm imports it as it is.
 """
 
 import difflib
@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vistazo_export.errors import UnknownNetworkError, WeightsUnavailableError
-from vistazo_export.networks.preset import Preset, from_proto
-from vistazo_export.networks.timm_config import config_fields
+from vistazo_export.presets.preset import Preset, from_proto
+from vistazo_export.presets.timm_config import config_fields
 from vistazo_proto.manifest_pb2 import Preprocessing
 
 PREFIX = "timm:"

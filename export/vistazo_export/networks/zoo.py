@@ -7,7 +7,6 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -27,7 +26,8 @@ from vistazo_export.networks import lenet, own_code, timm_networks
 from vistazo_export.networks.checkpoint_options import NOTHING_SAID, CheckpointOptions, image_size, value_of
 from vistazo_export.networks.download import fetch_checkpoint, sha256_of
 from vistazo_export.networks.nin import NetworkInNetwork
-from vistazo_export.networks.preset import Preset, preset_of
+from vistazo_export.presets.preset import Preset, preset_of
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_export.progress import SILENT, Progress
 from vistazo_preprocessing.spec import ResizeMode
 
@@ -38,12 +38,6 @@ OWN_NETWORKS = ("lenet", "nin")
 
 RENORMALISING = frozenset({"googlenet", "inception_v3"})
 """Networks whose builder may make them normalise their input a second time, as `transform_input` says."""
-
-# The schemas torchvision's import looks for, of the two compiled operators it needs in order to exist.
-MISSING_SCHEMAS = (
-    ("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
-    ("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
-)
 
 
 @dataclass(frozen=True)
@@ -92,23 +86,6 @@ class LoadedNetwork:
     """With the digest of the weights filled in."""
     module: nn.Module
     """In eval mode: normalised float N×C×H×W in, logits N×classes out."""
-
-
-def torchvision_models() -> ModuleType:
-    """Return `torchvision.models`, also where torchvision's compiled operators cannot load.
-
-    A torchvision built for CUDA fails to import beside a CPU build of torch, for want of two operators
-    that no classifier uses. On that error alone their schemas are declared and the import repeated.
-    """
-    try:
-        import torchvision.models  # noqa: PLC0415 - may have to be tried twice
-    except RuntimeError as error:
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise
-        for schema in MISSING_SCHEMAS:
-            torch.library.define(*schema)
-        import torchvision.models  # noqa: PLC0415
-    return cast("ModuleType", torchvision.models)
 
 
 def folder_name(architecture: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from vistazo_export.errors import RepositoryError
-from vistazo_export.networks.preset import to_proto
 from vistazo_export.networks.zoo import Recipe
+from vistazo_export.presets.preset import to_proto
 from vistazo_proto.manifest_pb2 import Input, ModelManifest, Output
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 

@@ -27,6 +27,7 @@ from vistazo_export.errors import LabelsError, WeightsError
 from vistazo_export.networks import zoo
 from vistazo_export.networks.checkpoint_options import CheckpointOptions
 from vistazo_export.networks.lenet import LeNet
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_export.progress import Progress
 
 
@@ -188,7 +189,7 @@ def test_other_floating_point_numbers_are_taken(tmp_path, kind):
 @pytest.mark.parametrize("save", [torch.save, save_file])
 @pytest.mark.parametrize("name", ["mnasnet0_5", "mnasnet1_0"])
 def test_modules_with_versions_of_their_layout_load_without_them(tmp_path, name, save):
-    build = functools.partial(zoo.torchvision_models().get_model, name, weights=None, num_classes=3)
+    build = functools.partial(torchvision_models().get_model, name, weights=None, num_classes=3)
     torch.manual_seed(3)
     original = build()
     save({key: value.clone() for key, value in original.state_dict().items()}, tmp_path / "w")
@@ -197,7 +198,7 @@ def test_modules_with_versions_of_their_layout_load_without_them(tmp_path, name,
 
 
 def test_the_names_of_older_files_are_those_that_torchvision_knows(tmp_path):
-    build = functools.partial(zoo.torchvision_models().get_model, "densenet121", weights=None, num_classes=3)
+    build = functools.partial(torchvision_models().get_model, "densenet121", weights=None, num_classes=3)
     original = build()
     old = {
         key.replace(".norm1.", ".norm.1.")
@@ -215,7 +216,7 @@ def test_the_names_of_older_files_are_those_that_torchvision_knows(tmp_path):
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_what_no_file_tells_of_a_network_is_asked_for(tmp_path, name):
     build = functools.partial(
-        zoo.torchvision_models().get_model, name, weights=None, num_classes=3, init_weights=False
+        torchvision_models().get_model, name, weights=None, num_classes=3, init_weights=False
     )
     torch.save(build(aux_logits=True, transform_input=False).state_dict(), tmp_path / "w.pth")
     recipe = zoo.resolve(name, str(tmp_path / "w.pth"), ["a", "b", "c"])
@@ -231,7 +232,7 @@ def test_what_no_file_tells_of_a_network_is_asked_for(tmp_path, name):
 
 
 def test_a_vision_transformer_for_other_images_names_their_size_and_takes_it(tmp_path):
-    build = functools.partial(zoo.torchvision_models().get_model, "vit_b_32", weights=None, num_classes=2)
+    build = functools.partial(torchvision_models().get_model, "vit_b_32", weights=None, num_classes=2)
     torch.save(build(image_size=96).state_dict(), tmp_path / "w.pth")
     resolve = functools.partial(zoo.resolve, "vit_b_32", str(tmp_path / "w.pth"), ["a", "b"])
 

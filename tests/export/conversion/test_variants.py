@@ -21,7 +21,7 @@ from vistazo_export.conversion.half import write_fp16
 from vistazo_export.errors import CalibrationError, GraphError, ParityError
 from vistazo_export.exporter import ExportRequest, export_model
 from vistazo_export.networks import digits, zoo
-from vistazo_export.networks.preset import to_pixels
+from vistazo_export.presets.preset import to_pixels
 from vistazo_proto.manifest_pb2 import ModelManifest
 
 MAX_BATCH_SIZE = 5

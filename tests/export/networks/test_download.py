@@ -21,6 +21,7 @@ from click.testing import Result
 from vistazo_export.errors import WeightsError, WeightsUnavailableError
 from vistazo_export.exporter import ExportRequest, export_model
 from vistazo_export.networks import download, zoo
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 PUBLISHER = "https://download.example.invalid/models"
@@ -83,7 +84,7 @@ def publish(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         torch.save(module.state_dict(), file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         file = file.rename(mirror.folder / f"{architecture}-{digest[:8]}.pth")
-        weights = zoo.torchvision_models().get_model_weights(architecture).DEFAULT
+        weights = torchvision_models().get_model_weights(architecture).DEFAULT
         monkeypatch.setattr(weights.value, "url", f"{PUBLISHER}/{file.name}")
         return file
 
@@ -170,7 +171,7 @@ def test_a_file_with_the_right_hash_but_code_inside_is_refused(
     torch.save({"features.0.weight": Path("code")}, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     file = file.rename(mirror.folder / f"squeezenet1_1-{digest[:8]}.pth")
-    weights = zoo.torchvision_models().SqueezeNet1_1_Weights.DEFAULT
+    weights = torchvision_models().SqueezeNet1_1_Weights.DEFAULT
     monkeypatch.setattr(weights.value, "url", f"{PUBLISHER}/{file.name}")
 
     with pytest.raises(WeightsError, match="pickled with code that is not run here"):

@@ -107,7 +107,7 @@ def test_missing_compiled_operators_are_declared_and_no_other_error_is_hidden(
     (package / "models.py").write_text("found = True\n")
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from vistazo_export.networks.zoo import torchvision_models\n"
+        "from vistazo_export.presets.torchvision_import import torchvision_models\n"
         "assert torchvision_models().found"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -15,14 +15,15 @@ from click.testing import Result
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.errors import LabelsError, UnknownNetworkError
 from vistazo_export.networks import zoo
-from vistazo_export.networks.preset import from_proto, to_pixels
+from vistazo_export.presets.preset import from_proto, to_pixels
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_export.publishing.manifest import read_manifest
 from vistazo_proto.manifest_pb2 import Output, Preprocessing
 from vistazo_proto.manifest_pb2 import Weights as WeightsRecord
 
 Vistazo = Callable[..., Result]
 
-zoo.torchvision_models()
+torchvision_models()
 
 OWN = """
 import torch

@@ -19,7 +19,7 @@ from support.onnx_zoo import LIGHT
 from support.serving import encoded, probabilities, raw, serving, softmax
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.importer import ImportRequest, import_model
-from vistazo_export.networks.preset import Preset, to_pixels
+from vistazo_export.presets.preset import Preset, to_pixels
 from vistazo_preprocessing.spec import ResizeMode
 from vistazo_proto import classification_pb2 as pb
 

@@ -37,7 +37,7 @@ def images() -> dict[str, bytes]:
 @pytest.fixture(scope="module", params=PRESETS)
 def preset(request):
     """torchvision's own transforms for published weights."""
-    from vistazo_export.networks.zoo import torchvision_models
+    from vistazo_export.presets.torchvision_import import torchvision_models
 
     return torchvision_models().get_weight(request.param).transforms()
 
@@ -107,7 +107,7 @@ def test_raw_pixels_become_what_their_file_becomes(preset, images):
 
 
 def test_other_presets_are_the_same_as_the_first():
-    from vistazo_export.networks.zoo import torchvision_models
+    from vistazo_export.presets.torchvision_import import torchvision_models
 
     alexnet, *others = (
         torchvision_models().get_weight(name).transforms() for name in (PRESETS[0], *SAME_AS_ALEXNETS)

@@ -7,10 +7,11 @@ from PIL import Image
 
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.errors import PresetError
-from vistazo_export.networks import lenet, zoo
-from vistazo_export.networks.preset import preset_of, to_pixels
+from vistazo_export.networks import lenet
+from vistazo_export.presets.preset import preset_of, to_pixels
+from vistazo_export.presets.torchvision_import import torchvision_models
 
-zoo.torchvision_models()
+torchvision_models()
 
 from torchvision.transforms import InterpolationMode  # noqa: E402 - torchvision imports only after the above
 from torchvision.transforms._presets import ImageClassification, ObjectDetection  # noqa: E402

@@ -1,23 +1,23 @@
 """What `--preprocess` takes, read into one description: the manifest's fields, and where they came from.
 
-Imports `zoo`, for the presets of torchvision's weights. Start with `read_preprocess`.
+Start with `read_preprocess`.
 """
 
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
 
 from vistazo_export.errors import PresetError
-from vistazo_export.networks import zoo
-from vistazo_export.networks.complaints import complaints
-from vistazo_export.networks.hub_processor import is_hub_processor, processor_fields
-from vistazo_export.networks.preset import from_proto, preset_of, to_input, to_proto
-from vistazo_export.networks.timm_config import config_fields, is_timm_config
+from vistazo_export.presets.complaints import complaints
+from vistazo_export.presets.hub_processor import is_hub_processor, processor_fields
+from vistazo_export.presets.preset import preset_of, to_proto
+from vistazo_export.presets.timm_config import config_fields, is_timm_config
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_proto.manifest_pb2 import Input, Preprocessing
 
 IMAGENET = "imagenet"
@@ -27,9 +27,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # The centre crop's share of the resized shorter edge in torchvision's presets: 224 of 256, 299 of 342.
 IMAGENET_CROP = 0.875
-
-IMAGENET_SIZE = 224
-"""Of the input, in pixels, where nothing says another."""
 
 # How the full name of torchvision's weights goes on behind the network's.
 WEIGHTS = "_Weights."
@@ -111,46 +108,6 @@ def preprocessing_for(described: Described, image: Input) -> Preprocessing:
     return preprocessing
 
 
-def with_preprocess(recipe: zoo.Recipe, choice: str) -> zoo.Recipe:
-    """Return the recipe of a network whose images are prepared as `choice` says.
-
-    The size is the recipe's where the description leaves it open. Raises PresetError.
-    """
-    if choice == NONE:
-        raise PresetError(f"an exported network takes images, so --preprocess {NONE} is for `vistazo import`")
-    described, preset = read_preprocess(choice), recipe.preset
-    # The network takes floats; of what size, the description may say.
-    height = _size(described.fields.get("crop_height")) or preset.height
-    width = _size(described.fields.get("crop_width")) or preset.width
-    if not height and not width and described.is_usual:
-        height = width = IMAGENET_SIZE
-    if not height or not width:
-        raise PresetError(
-            f"the preprocessing {described.origin}: the size of {recipe.architecture}'s images is not known; "
-            "say crop_height and crop_width"
-        )
-    image = Input(
-        dtype="FP32",
-        channels=_channels(described, recipe),
-        height=height,
-        width=width,
-        tensor=recipe.architecture,
-    )
-    return with_preprocessing(recipe, preprocessing_for(described, image), described.origin)
-
-
-def with_preprocessing(recipe: zoo.Recipe, preprocessing: Preprocessing, origin: str) -> zoo.Recipe:
-    """Return the recipe of a network whose images are prepared as a manifest says."""
-    chosen = from_proto(preprocessing, len(preprocessing.mean))
-    return replace(
-        recipe,
-        preset=chosen,
-        transforms=lambda image: to_input(image, chosen),
-        preset_from=origin,
-        preset_is_told=True,
-    )
-
-
 def sentence(preprocessing: Preprocessing, *, normalises: str = "") -> str:
     """Return the preprocessing in one line, for whoever wonders what was written.
 
@@ -192,18 +149,6 @@ def _numbers(values: Iterable[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def _channels(described: Described, recipe: zoo.Recipe) -> int:
-    """Return the network's channels; of one that the user's code makes, those of the mean."""
-    mean = described.fields.get("mean")
-    if recipe.is_own_code and isinstance(mean, list | tuple) and len(mean) in {1, 3}:
-        return len(mean)
-    return recipe.preset.channels
-
-
-def _size(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
 def _table(path: Path, choice: str) -> dict[str, Any]:
     """Return the content of a TOML or JSON file, or raise PresetError."""
     try:
@@ -228,7 +173,7 @@ def _table(path: Path, choice: str) -> dict[str, Any]:
 def _published_fields(name: str) -> dict[str, Any]:
     """Return the fields of the preset of torchvision's weights of that name."""
     try:
-        weights = zoo.torchvision_models().get_weight(name)
+        weights = torchvision_models().get_weight(name)
     except (AttributeError, KeyError, ValueError) as error:
         raise PresetError(
             f"torchvision has no weights {name!r}, nor is there such a file; a name is such as "

@@ -11,11 +11,13 @@ from PIL import Image
 from vistazo_export.checks.sample_images import sample_images
 from vistazo_export.errors import PresetError
 from vistazo_export.networks import zoo
-from vistazo_export.networks.preprocess import preprocessing_for, read_preprocess, sentence, with_preprocess
-from vistazo_export.networks.preset import from_proto, to_input, to_pixels
+from vistazo_export.networks.own_preset import with_preprocess
+from vistazo_export.presets.preprocess import preprocessing_for, read_preprocess, sentence
+from vistazo_export.presets.preset import from_proto, to_input, to_pixels
+from vistazo_export.presets.torchvision_import import torchvision_models
 from vistazo_proto.manifest_pb2 import Input, Preprocessing
 
-zoo.torchvision_models()
+torchvision_models()
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 TOLD = {
