@@ -148,7 +148,7 @@ def export_command(
 ) -> None:
     """Export networks to ONNX, checked against torch, into a model repository.
 
-    MODEL is lenet, nin or any torchvision classification network, such as resnet18, alexnet or vgg16;
+    MODEL is efficientnet_lite0, lenet, nin or any torchvision classification network, such as resnet18;
     timm:NAME for a network of timm's; or package.module:function, which returns your own torch.nn.Module.
     A new version appears only after all its checks have passed, and only where something changed.
     """

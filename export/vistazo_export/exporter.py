@@ -131,8 +131,7 @@ def export_model(request: ExportRequest, progress: Progress = SILENT) -> Exporte
         network = zoo.load(recipe, mirror=request.weights_mirror, progress=progress)
     except WeightsUnavailableError as error:
         if not request.allow_untrained:
-            mirrored = recipe.weights.url and not recipe.architecture.startswith("timm:")
-            mirror = "--weights-mirror URL, " if mirrored else ""
+            mirror = "--weights-mirror URL, " if zoo.has_mirrors(recipe) else ""
             raise WeightsUnavailableError(
                 f"{error}; other ways: {mirror}--weights FILE, --weights untrained"
             ) from error

@@ -17,7 +17,7 @@ from support.tiny import write_model
 TEXT = text_of(README)
 MOST_LINES = 200
 
-# Where the first blocks of Python are examples that run against a server with resnet18.
+# Where the first blocks of Python are examples that run against a server with these models.
 WITH_EXAMPLE = [README, ROOT / "docs" / "index.md", ROOT / "docs" / "guides" / "python-client.md"]
 
 
@@ -121,7 +121,8 @@ def test_the_commands_to_begin_with_are_shown(target):
 
 @pytest.mark.parametrize("document", WITH_EXAMPLE, ids=name_of)
 async def test_the_example_of_the_client_runs(document, tmp_path, capsys):
-    write_model(tmp_path / "models", "resnet18")
+    for model in ("resnet18", "efficientnet_lite0"):
+        write_model(tmp_path / "models", model)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "cat.png")
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "text.jpg")
     code = blocks(document, "python")[0]

@@ -22,7 +22,7 @@ from vistazo_export.errors import (
     WeightsError,
     WeightsUnavailableError,
 )
-from vistazo_export.networks import lenet, own_code, timm_networks
+from vistazo_export.networks import efficientnet_lite, lenet, own_code, timm_networks
 from vistazo_export.networks.checkpoint_options import NOTHING_SAID, CheckpointOptions, image_size, value_of
 from vistazo_export.networks.download import fetch_checkpoint, sha256_of
 from vistazo_export.networks.nin import NetworkInNetwork
@@ -33,8 +33,12 @@ from vistazo_preprocessing.spec import ResizeMode
 
 UNTRAINED_SEED = 0
 
-OWN_NETWORKS = ("lenet", "nin")
-"""The networks that torchvision lacks."""
+OWN_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    efficientnet_lite.NAME: efficientnet_lite.EfficientNetLite0,
+    "lenet": lenet.LeNet,
+    "nin": NetworkInNetwork,
+}
+"""The networks that torchvision lacks, each as a function of the number of classes."""
 
 RENORMALISING = frozenset({"googlenet", "inception_v3"})
 """Networks whose builder may make them normalise their input a second time, as `transform_input` says."""
@@ -152,6 +156,12 @@ def resolve(
     return chosen if labels is None else replace(chosen, labels=tuple(labels))
 
 
+def has_mirrors(recipe: Recipe) -> bool:
+    """Say whether its weights are a file that is downloaded, so that a mirror may have it, too."""
+    other = recipe.architecture in OWN_NETWORKS or recipe.architecture.startswith(timm_networks.PREFIX)
+    return bool(recipe.weights.url) and not other
+
+
 def load(recipe: Recipe, *, mirror: str | None = None, progress: Progress = SILENT) -> LoadedNetwork:
     """Build the network and fill in its weights, downloading published ones into torch.hub's cache.
 
@@ -179,7 +189,7 @@ def _fit(module: nn.Module, contents: Contents, recipe: Recipe, progress: Progre
     checkpoint.fit_checkpoint(
         module,
         contents,
-        origin=str(recipe.weights.path),
+        origin=str(recipe.weights.path or recipe.weights.name),
         key=options.state_dict_key,
         ignore=options.ignore_keys,
         progress=progress,
@@ -200,10 +210,16 @@ def _published(architecture: str, weights: str, size: int = 0) -> Recipe:
     names = network_names()
     if architecture not in names:
         close = difflib.get_close_matches(architecture.lower(), names, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "lenet, nin or any torchvision classifier"
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"{', '.join(OWN_NETWORKS)} or any torchvision classifier"
+        )
         raise UnknownNetworkError(f"unknown network {architecture!r}: {hint}")
 
     models = torchvision_models()
+    if architecture == efficientnet_lite.NAME:
+        return _of_efficientnet_lite()
     if architecture == "nin":
         imagenet = models.ResNet18_Weights.IMAGENET1K_V1
         return Recipe("nin", Weights("pretrained", "none"), *_labels_and_preset(imagenet), str(imagenet))
@@ -212,6 +228,22 @@ def _published(architecture: str, weights: str, size: int = 0) -> Recipe:
     published = Weights("pretrained", str(chosen), chosen.url)
     told = f"{chosen} at {size}×{size}" if size else str(chosen)
     return Recipe(architecture, published, *_labels_and_preset(chosen, size), told)
+
+
+def _of_efficientnet_lite() -> Recipe:
+    published = Weights(
+        "pretrained",
+        efficientnet_lite.WEIGHTS_NAME,
+        efficientnet_lite.WEIGHTS_URL,
+        sha256=efficientnet_lite.WEIGHTS_SHA256,
+    )
+    # Sizes and bicubic as for the larger family; mean and std are Lite's own.
+    family = torchvision_models().EfficientNet_B0_Weights.IMAGENET1K_V1
+    transforms = family.transforms(**efficientnet_lite.TRANSFORMS)
+    labels = tuple(family.meta["categories"])
+    return Recipe(
+        efficientnet_lite.NAME, published, labels, preset_of(transforms), transforms, published.name
+    )
 
 
 def _timm_network(architecture: str) -> timm_networks.TimmNetwork:
@@ -278,14 +310,14 @@ def _labels_and_preset(
 def _load_pretrained(recipe: Recipe, mirror: str | None, progress: Progress) -> LoadedNetwork:
     if recipe.architecture == "nin":
         raise WeightsUnavailableError("nin has no published torch weights")
-    if recipe.architecture == "lenet":
+    if recipe.architecture in OWN_NETWORKS:
         progress.stage("building")
-        if sha256_of(lenet.WEIGHTS_FILE) != lenet.WEIGHTS_SHA256:
-            raise WeightsError(f"{lenet.WEIGHTS_FILE} is damaged: its SHA-256 is not the recorded one")
-        module: nn.Module = lenet.LeNet()
-        checkpoint.fit_state_dict(
-            module, checkpoint.read_state_dict(lenet.WEIGHTS_FILE), origin=recipe.weights.name
-        )
+        is_lenet = recipe.architecture == "lenet"
+        file = lenet.WEIGHTS_FILE if is_lenet else efficientnet_lite.weights_file()
+        if sha256_of(file) != recipe.weights.sha256:
+            raise WeightsError(f"{file} is damaged: its SHA-256 is not the recorded one")
+        module = _build(recipe, seed=UNTRAINED_SEED)
+        _fit(module, checkpoint.read_checkpoint(file), recipe, progress)
         return LoadedNetwork(recipe, module.eval())
 
     if recipe.architecture.startswith(timm_networks.PREFIX):
@@ -322,7 +354,7 @@ def _build(recipe: Recipe, *, seed: int) -> nn.Module:
         if recipe.architecture in OWN_NETWORKS:
             if said:
                 raise WeightsError(f"{recipe.architecture} has no builder options such as {said[0][0]}")
-            return lenet.LeNet(classes) if recipe.architecture == "lenet" else NetworkInNetwork(classes)
+            return OWN_NETWORKS[recipe.architecture](classes)
         if recipe.architecture.startswith(timm_networks.PREFIX):
             if said:
                 raise WeightsError(f"{recipe.architecture} takes no --builder option")

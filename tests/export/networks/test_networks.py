@@ -15,7 +15,7 @@ from vistazo_export.networks.nin import NetworkInNetwork
 def test_every_network_has_labels_and_a_preset_that_can_be_served():
     names = zoo.network_names()
 
-    assert {"lenet", "nin", "alexnet", "vgg16", "resnet18", "mobilenet_v3_large"} <= set(names)
+    assert {*zoo.OWN_NETWORKS, "alexnet", "vgg16", "resnet18", "mobilenet_v3_large"} <= set(names)
     for name in names:
         recipe = zoo.resolve(name)
         assert len(recipe.labels) == (10 if name == "lenet" else 1000)
@@ -72,7 +72,7 @@ def test_untrained_weights_are_the_same_each_time_and_leave_the_random_state_alo
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("architecture", ["lenet", "nin", "resnet18", "alexnet", "mobilenet_v3_small"])
+@pytest.mark.parametrize("architecture", [*zoo.OWN_NETWORKS, "resnet18", "alexnet", "mobilenet_v3_small"])
 def test_labels_of_ones_own_set_the_number_of_classes(architecture: str):
     network = zoo.load(zoo.resolve(architecture, "untrained", ["cat", "dog", "bird"]))
     preset = network.recipe.preset
