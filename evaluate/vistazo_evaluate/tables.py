@@ -1,5 +1,6 @@
 """What `vistazo evaluate` prints."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -83,9 +84,9 @@ def _summary(judged: Judged) -> dict[str, str]:
     }
     if isinstance(metrics, MultiLabelMetrics):
         return found | {
-            "mean average precision": _percent(metrics.mean_average_precision),
-            f"F1 at {metrics.threshold:g}, micro": _percent(metrics.micro.f1),
-            f"F1 at {metrics.threshold:g}, macro": _percent(metrics.macro.f1),
+            "mean average precision": percent(metrics.mean_average_precision),
+            f"F1 at {metrics.threshold:g}, micro": percent(metrics.micro.f1),
+            f"F1 at {metrics.threshold:g}, macro": percent(metrics.macro.f1),
             "every label right": _with_interval(metrics.exact_match),
             "Hamming loss": _fraction(metrics.hamming_loss),
             "expected calibration error": _fraction(metrics.calibration.expected_error),
@@ -94,10 +95,10 @@ def _summary(judged: Judged) -> dict[str, str]:
     if metrics.top5 is not None:
         found["top-5"] = _with_interval(metrics.top5)
     return found | {
-        "precision, macro": _percent(metrics.macro.precision),
-        "recall, macro": _percent(metrics.macro.recall),
-        "F1, macro": _percent(metrics.macro.f1),
-        "mean probability": _percent(metrics.calibration.mean_probability),
+        "precision, macro": percent(metrics.macro.precision),
+        "recall, macro": percent(metrics.macro.recall),
+        "F1, macro": percent(metrics.macro.f1),
+        "mean probability": percent(metrics.calibration.mean_probability),
         "expected calibration error": _fraction(metrics.calibration.expected_error),
     }
 
@@ -112,7 +113,7 @@ def verdict(outcome: Outcome) -> str:
     told = (
         f"Of {images:,} images that both answered, {name} alone is right on {found.only_model_right:,}, "
         f"{other} alone on {found.only_baseline_right:,}; the answers are the same on "
-        f"{_percent(found.agreement.value)}. "
+        f"{percent(found.agreement.value)}. "
     )
     if found.only_model_right + found.only_baseline_right == 0:
         return told + "Both are right on the same images."
@@ -151,9 +152,9 @@ def _classes_table(judged: Judged) -> Table:
     for head in heads:
         table.add_column(head, justify="right")
     for each in shown:
-        values = [str(each.images), str(each.answers), *map(_percent, (each.precision, each.recall, each.f1))]
+        values = [str(each.images), str(each.answers), *map(percent, (each.precision, each.recall, each.f1))]
         if isinstance(each, LabelScores):
-            values.append(_percent(each.average_precision))
+            values.append(percent(each.average_precision))
         table.add_row(Text(judged.labels[each.index]), *values)
     return table
 
@@ -203,8 +204,8 @@ def _label_coverage_table(metrics: MultiLabelMetrics) -> Table:
         table.add_row(
             f"{each.threshold:g}",
             _with_interval(each.covered),
-            _percent(each.precision),
-            _percent(each.recall),
+            percent(each.precision),
+            percent(each.recall),
         )
     return table
 
@@ -230,8 +231,14 @@ def _said(answers: Sequence[Answer], *, right: bool) -> Text:
     return Text(f"{said} ({'right' if right else 'wrong'})", style="green" if right else "red")
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+def percent(value: float | None) -> str:
+    """Return a share as a percentage, with a dash for what is not known; nearly all is not told as all."""
+    if value is None:
+        return "–"
+    shown = f"{value:.1%}"
+    if shown != "100.0%" or value >= 1:
+        return shown
+    return f"{math.floor(value * 10_000) / 100:.2f}%"
 
 
 def _fraction(value: float | None) -> str:
@@ -241,4 +248,4 @@ def _fraction(value: float | None) -> str:
 def _with_interval(value: Share) -> str:
     if value.low is None or value.high is None:
         return "–"
-    return f"{_percent(value.value)} ({value.low:.1%} to {value.high:.1%})"
+    return f"{percent(value.value)} ({value.low:.1%} to {value.high:.1%})"

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from safetensors.torch import save_file
 
 from support.compose import ROOT
-from support.documents import blocks, commands
+from support.documents import blocks, commands, text_of
 from support.foreign import classifier
 from support.onnx_zoo import LIGHT
 from vistazo_export.presets.torchvision_import import torchvision_models
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 OWN = ROOT / "docs" / "guides" / "own-weights.md"
 IMPORTED = ROOT / "docs" / "guides" / "imported-models.md"
+EVALUATE = ROOT / "docs" / "guides" / "evaluate.md"
 
 DOWNLOADED = ("ResNet50_Weights.IMAGENET1K_V1", "https://mirror.example/torch", "timm:resnet50.a1_in1k")
 """What names these needs the hosts of published weights; their ways are tested in tests/export/networks."""
@@ -131,6 +132,25 @@ def test_a_command_of_the_guides_does_what_it_says(tmp_path: Path, line: str):
     if not any(large in line for large in LARGE):
         checked = vistazo("verify", "models", folder=tmp_path)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.timeout(300)
+def test_the_first_try_of_the_guide_on_evaluation_gives_its_figures(tmp_path: Path):
+    tried = [line for line in commands(EVALUATE) if "digits" in line or line.startswith("vistazo export")]
+    assert len(tried) == 4
+    for line in tried:
+        program, *arguments = shlex.split(line)
+        command = [str(Path(sys.executable).parent / program), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+
+    text = text_of(EVALUATE)
+    top1 = [f"{each['metrics']['top1']['value']:.1%} (" for each in (found, found["baseline"])]
+    assert f"| top-1, of 450 digits | {top1[0]}" in text
+    assert f" | {top1[1]}" in text
+    assert f"They answer {found['baseline']['comparison']['agreement']['hits']} of the 450 digits" in text
+    assert (tmp_path / "report.html").stat().st_size > 100_000
 
 
 def test_every_command_of_the_guides_is_run_or_needs_a_download():

@@ -105,7 +105,7 @@ def test_every_default_of_the_compose_files_is_what_the_page_says():
 
 @each_document
 def test_every_flag_that_is_named_exists(document):
-    named = set(re.findall(r"`--([a-z][a-z-]*)", text_of(document)))
+    named = set(re.findall(r"`--([a-z][a-z0-9-]*)", text_of(document)))
     ours = {flag.lstrip("-") for command in our_commands().values() for flag in flags_of(command)}
 
     assert named - ours - OF_OTHERS == set()

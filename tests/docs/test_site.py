@@ -8,7 +8,7 @@ import pytest
 from support.documents import DOCUMENTS, ROOT, name_of, text_of
 
 DIAGRAMS = sorted((ROOT / "docs" / "diagrams").glob("*.mmd"))
-PICTURES = sorted((ROOT / "docs").rglob("*.svg"))
+PICTURES = sorted(picture for kind in ("svg", "png") for picture in (ROOT / "docs").rglob(f"*.{kind}"))
 
 
 @pytest.fixture

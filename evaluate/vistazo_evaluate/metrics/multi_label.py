@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,16 +99,15 @@ def measure(
 def _averages(truth: NDArray[np.bool_], said: NDArray[np.bool_], average: str) -> Averages:
     from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415
 
-    columns = truth.any(axis=0) if average == "macro" else np.ones(truth.shape[1], dtype=np.bool_)
-    if not truth.size or not columns.any():
+    columns = _occurring(truth) if average == "macro" else _occurring(truth | said)
+    if not columns.any():
         return Averages(None, None, None)
     found = precision_recall_fscore_support(
-        # As integers: a single column of booleans is taken for another kind of problem.
-        truth[:, columns].astype(np.int8),
-        said[:, columns].astype(np.int8),
+        _indicator(truth, columns),
+        _indicator(said, columns),
         average=average,
         zero_division=0,
-        labels=None if columns.sum() > 1 else [1],
+        labels=np.arange(columns.sum()),
     )
     return Averages(*(float(each) for each in found[:3]))
 
@@ -117,33 +117,50 @@ def _classes(
 ) -> tuple[LabelScores, ...]:
     from sklearn.metrics import multilabel_confusion_matrix, precision_recall_fscore_support  # noqa: PLC0415
 
-    (indices,) = np.nonzero(truth.any(axis=0) | said.any(axis=0))
+    columns = _occurring(truth | said)
+    if not columns.any():
+        return ()
+    y_true, y_pred = _indicator(truth, columns), _indicator(said, columns)
+    matrices = multilabel_confusion_matrix(y_true, y_pred)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        y_true, y_pred, average=None, zero_division=np.nan
+    )
     scores = []
-    for index in map(int, indices):
-        shown, answered = truth[:, index], said[:, index]
-        ((true_negatives, false_positives), (false_negatives, true_positives)) = multilabel_confusion_matrix(
-            shown, answered, labels=[True]
-        )[0]
-        (precision,), (recall,), (f1,), _ = precision_recall_fscore_support(
-            shown, answered, labels=[True], zero_division=np.nan
-        )
+    for at, index in enumerate(map(int, np.flatnonzero(columns))):
+        (true_negatives, false_positives), (false_negatives, true_positives) = matrices[at].tolist()
         scores.append(
             LabelScores(
                 index,
                 labels[index],
-                int(shown.sum()),
-                int(answered.sum()),
+                true_positives + false_negatives,
+                true_positives + false_positives,
                 known(precisions[index]),
-                known(precision),
-                known(recall),
-                known(f1),
-                int(true_positives),
-                int(false_positives),
-                int(false_negatives),
-                int(true_negatives),
+                known(precision[at]),
+                known(recall[at]),
+                known(f1[at]),
+                true_positives,
+                false_positives,
+                false_negatives,
+                true_negatives,
             )
         )
     return tuple(scores)
+
+
+def _occurring(decisions: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return for each column whether anything in it is true."""
+    return np.asarray(decisions.any(axis=0), dtype=np.bool_)
+
+
+def _indicator(decisions: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Any:  # noqa: ANN401  scipy has no types
+    """Return some columns as scikit-learn takes them: sparse, and with one of zeros more.
+
+    It takes a single column for another kind of problem.
+    """
+    from scipy.sparse import csr_matrix, hstack  # noqa: PLC0415
+
+    zeros = csr_matrix((len(decisions), 1), dtype=np.int8)
+    return hstack([csr_matrix(decisions[:, columns], dtype=np.int8), zeros], format="csr")
 
 
 def _coverage(

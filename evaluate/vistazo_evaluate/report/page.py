@@ -22,7 +22,7 @@ from vistazo_evaluate.metrics.exclusive import ExclusiveMetrics
 from vistazo_evaluate.metrics.shares import Share
 from vistazo_evaluate.report.plots import make_plots
 from vistazo_evaluate.report.thumbnails import thumbnail
-from vistazo_evaluate.tables import summary_rows, verdict
+from vistazo_evaluate.tables import percent, summary_rows, verdict
 
 MOST_THUMBNAILS: Final = 24
 """Of the worst mistakes, and of the images on which two models differ."""
@@ -54,7 +54,7 @@ def make_page(outcome: Outcome) -> str:
     )
     environment.filters["share"] = _share
     environment.filters["interval"] = _interval
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
     template = environment.from_string((files(__package__) / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         # Nothing is loaded and nothing runs; the style is this one.
@@ -136,12 +136,8 @@ def _some(parts: Iterable[str]) -> str:
 
 
 def _share(value: Share) -> str:
-    return _percent(value.value)
+    return percent(value.value)
 
 
 def _interval(value: Share) -> str:
     return "–" if value.low is None or value.high is None else f"{value.low:.1%} to {value.high:.1%}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
