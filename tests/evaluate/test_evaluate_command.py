@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -323,6 +325,23 @@ def test_a_binary_model_is_judged_as_two_classes(evaluate, tmp_path):
     assert any("spam is binary" in note for note in found["notes"])
 
 
+def marked(mark):
+    """Return the ids of the processes that have this in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (process / "environ").read_text(errors="replace"):
+                found.append(process.name)
+    return found
+
+
+def command_of(process):
+    try:
+        return Path("/proc", process, "cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
 def started(*arguments):
     """Run the command in a process of its own, which has to end all that it starts."""
     mark = f"EVALUATE_TEST={os.getpid()}"
@@ -331,12 +350,7 @@ def started(*arguments):
         capture_output=True, text=True, env={**os.environ, "EVALUATE_TEST": str(os.getpid())}, timeout=100,
         check=False,
     )  # fmt: skip
-    left = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark in (process / "environ").read_text(errors="replace"):
-                left.append(process.name)
-    assert left == []
+    assert marked(mark) == []
     return ran
 
 
@@ -423,3 +437,36 @@ def test_a_file_that_cannot_be_written_is_said(here, colours, tmp_path):
 
     assert ran.status == 1
     assert "cannot be written" in ran.stderr
+
+
+def test_a_missing_package_is_said_before_any_image_is_sent(here, colours, monkeypatch):
+    monkeypatch.setattr("vistazo_evaluate.cli.find_spec", lambda name: None if name == "sklearn" else name)
+    ran = here(colours, "--model", "tiny")
+
+    assert ran.status == 1
+    assert (
+        "needs the Python package sklearn, which is not installed: pip install 'vistazo[evaluate]'"
+        in ran.stderr
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_ended_ends_its_server(tmp_path, colours, signal_number):
+    write_model(tmp_path / "models")
+    process = subprocess.Popen(
+        [*EVALUATE, colours, "--models", tmp_path / "models"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "EVALUATE_TEST": f"ended-{os.getpid()}"},
+    )  # fmt: skip
+    mark = f"EVALUATE_TEST=ended-{os.getpid()}"
+    deadline = time.monotonic() + 60
+    while not (servers := [pid for pid in marked(mark) if "serve" in command_of(pid)]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal_number)
+
+    assert process.wait(60) in (130, -signal.SIGTERM)
+    while set(servers) & set(marked(mark)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
