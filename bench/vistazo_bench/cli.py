@@ -20,6 +20,7 @@ from vistazo_bench.measuring.payload import make_payload, with_references
 from vistazo_bench.measuring.rig import Rig
 from vistazo_bench.reporting.plot import text_plot, write_png
 from vistazo_bench.reporting.report import figures_table, one_line, result_object, write_json
+from vistazo_bench.standard.agreement import Agreement
 from vistazo_bench.standard.plan import QUICK, RESNET, STANDARD
 from vistazo_bench.standard.scenarios import Pace, Subject, closed_loop, open_loop
 from vistazo_bench.standard.search import search_rate
@@ -76,12 +77,12 @@ class Choices:
     channels: int
     seed: int
     which: str
-    """standard, photographs, or empty: the load that the options say."""
+    """standard, photographs, agreement, or empty: the load that the options say."""
     quick: bool
 
 
 @click.command("bench", context_settings={"max_content_width": 110})
-@click.argument("which", type=click.Choice(["standard", "photographs"]), required=False)
+@click.argument("which", type=click.Choice(["standard", "photographs", "agreement"]), required=False)
 @click.option("--server", metavar="HOST:PORT", help="A server that runs already.")
 @click.option(
     "--models",
@@ -179,8 +180,9 @@ def bench_command(
     """Measure a server, and in the same minutes what the machine itself can do.
 
     One of: a closed loop (--concurrency), an open loop (--rate), a search (--search), the standard set
-    (`vistazo bench standard`), or photographs of 12 megapixels in three ways (`vistazo bench photographs`).
-    With encoded images each says what decoding, resizing and inference cost. The last line of standard
+    (`vistazo bench standard`), photographs of 12 megapixels in three ways (`vistazo bench photographs`), or
+    how far answers to such with reduced decoding are from exact ones (`vistazo bench agreement`). With
+    encoded images each load says what decoding, resizing and inference cost. The last line of standard
     output is one JSON object. The exit status is 1 when answers were wrong; missed targets do not change it.
     """
     _check_input(options)
@@ -204,9 +206,9 @@ def bench_command(
             f"Other processes took up to {elsewhere:.0%} of this machine's CPU during a segment: "
             "repeat on a quiet machine before believing a figure."
         )
-    if plot is None:
+    if plot is None and rig.series:
         print_table(text_plot(rig.series, unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
-    else:
+    elif plot is not None:
         write_png(plot, rig.series, title=_title(choices, scenario))
         click.echo(f"Latency plot: {plot}")
     for wrong in rig.wrong[:3]:
@@ -222,6 +224,8 @@ def _run(choices: Choices, rig: Rig, figures: list[Figure], commands: list[str])
         raise click.UsageError(f"{choices.which} starts its own servers: give it --models")
     if choices.which == "photographs" and choices.models is not None:
         return _photographs(choices, choices.models, rig, figures, commands)
+    if choices.which == "agreement" and choices.models is not None:
+        return _agreement(choices, choices.models, rig, figures, commands)
     if choices.which == "standard" and choices.models is not None:
         plan = QUICK if choices.quick else STANDARD
         standard = StandardSet(
@@ -271,6 +275,18 @@ def _photographs(choices: Choices, models: Path, rig: Rig, figures: list[Figure]
     figures += photographs.run()
     commands += photographs.commands
     return f"photographs{', quick' if choices.quick else ''}"
+
+
+def _agreement(choices: Choices, models: Path, rig: Rig, figures: list[Figure], commands: list[str]) -> str:
+    if not choices.model:
+        raise click.UsageError("agreement is that of one model: give it --model, best of trained weights")
+    _check_has(models, choices.model)
+    agreement = Agreement(
+        rig.say, models, model=choices.model, options=choices.serve_options, image=choices.image
+    )
+    figures += agreement.run()
+    commands += agreement.commands
+    return "agreement"
 
 
 def _check_has(models: Path, model: str) -> None:
@@ -324,10 +340,10 @@ def _check(choices: Choices) -> None:
     if choices.search and choices.p99_ms is None:
         raise click.UsageError("--search needs --p99-ms, the bound")
     if sum((choices.search, choices.rate is not None, bool(choices.which))) > 1:
-        raise click.UsageError("expected only one of --rate, --search, standard and photographs")
+        raise click.UsageError("expected only one of --rate, --search and what is named")
     if choices.which and choices.server is not None:
         raise click.UsageError(f"{choices.which} starts its own servers: give it --models, not --server")
-    if choices.quick and not choices.which:
+    if choices.quick and choices.which not in ("standard", "photographs"):
         raise click.UsageError("--quick goes with standard and photographs")
     if choices.deadline_ms is not None and choices.rate is None:
         raise click.UsageError("--deadline-ms goes with --rate")

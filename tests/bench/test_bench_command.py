@@ -162,6 +162,8 @@ def test_a_server_that_cannot_start_is_an_error_in_one_line(tmp_path, marked):
         (("--models", ".", "--size", "8"), "expected WIDTHxHEIGHT"),
         (("--models", ".", "--size", "99999x8"), "expected WIDTHxHEIGHT"),
         (("--quick", "--models", "."), "--quick goes with"),
+        (("agreement", "--quick", "--models", "."), "--quick goes with"),
+        (("agreement", "--models", "."), "give it --model"),
         (("standard", "--server", "127.0.0.1:1", "--models", "."), "not --server"),
     ],
 )

@@ -146,6 +146,12 @@ def _shipped() -> Sequence[tuple[Path, str]]:
     return found
 
 
+def shipped_pictures() -> list[Path]:
+    """Return every JPEG and PNG file that the packages of PHOTOGRAPHS ship beside theirs."""
+    folders = [path.parent for path, _ in _shipped()]
+    return [path for folder in folders for path in sorted(folder.glob("*.[jp][pn]g"))]
+
+
 def _noise() -> NDArray[np.uint8]:
     # Coarse, so that a JPEG of it has about the size of a photograph's.
     width, height = JPEG_SIZE
