@@ -45,9 +45,14 @@ def centre_crop(
         padded = Image.new(image.mode, (max(width, image.width), max(height, image.height)), colour)
         padded.paste(image, (left, top))
         image = padded
-    nearest = _half_down if down else _half_to_even
-    left, top = nearest(image.width - width), nearest(image.height - height)
+    left, top = crop_origin(image.size, width, height, down=down)
     return image.crop((left, top, left + width, top + height))
+
+
+def crop_origin(size: tuple[int, int], width: int, height: int, *, down: bool) -> tuple[int, int]:
+    """Return the left and top of the centre crop of an image of `size`, which is no smaller than the crop."""
+    nearest = _half_down if down else _half_to_even
+    return nearest(size[0] - width), nearest(size[1] - height)
 
 
 def _half_down(pixels: int) -> int:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vistazo_preprocessing.errors import ImageError
-from vistazo_preprocessing.geometry import centre_crop, ratio_size, shortest_edge_size
+from vistazo_preprocessing.geometry import centre_crop, crop_origin, ratio_size, shortest_edge_size
 from vistazo_preprocessing.picture import WHITE, Picture
 from vistazo_preprocessing.reading import EncodedImage, reading
 from vistazo_preprocessing.spec import JpegDecoding, Layout, PreprocessSpec, ResizeMode
@@ -229,12 +229,39 @@ class Preprocessor:
     def _fit(self, picture: Picture, size: Size) -> NDArray[np.uint8]:
         """Return the picture's pixels, resized to `size` and cropped."""
         spec = self._spec
-        resized = self._resized(picture, size)
-        cropped = centre_crop(
-            resized, spec.width, spec.height, fill=spec.pad_color, down=spec.crop_rounds_down
-        )
+        if picture.box is not None and self._is_cut_alone(size):
+            cropped = self._resized_cut(picture, picture.box, size)
+        else:
+            cropped = centre_crop(
+                self._resized(picture, size),
+                spec.width,
+                spec.height,
+                fill=spec.pad_color,
+                down=spec.crop_rounds_down,
+            )
         # A copy: the array must outlive the image, and be writable for whoever batches in place.
         return np.array(cropped, dtype=np.uint8).reshape(self.shape)
+
+    def _is_cut_alone(self, size: Size) -> bool:
+        """Return whether what the crop leaves can be resized alone: nothing is padded, and it is a filter."""
+        spec = self._spec
+        is_filter = spec.interpolation is not Image.Resampling.NEAREST
+        return is_filter and size[0] >= spec.width and size[1] >= spec.height
+
+    def _resized_cut(
+        self, picture: Picture, box: tuple[float, float, float, float], size: Size
+    ) -> Image.Image:
+        """Return what the crop leaves of a reduced picture that is resized to `size`, and resize no more.
+
+        It saves two fifths of the resizing. Pillow rounds a part's edges to single precision, so a value may
+        differ by 1 from that of the whole: too much for what is to be exact, far less than reducing does.
+        """
+        spec = self._spec
+        left, top = crop_origin(size, spec.width, spec.height, down=spec.crop_rounds_down)
+        across, down = (box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]
+        x, y = box[0] + left * across, box[1] + top * down
+        part = (x, y, x + spec.width * across, y + spec.height * down)
+        return self._shown(picture).resize((spec.width, spec.height), spec.interpolation, box=part)
 
     def _resized(self, picture: Picture, size: Size) -> Image.Image:
         image = self._shown(picture)
