@@ -96,9 +96,11 @@ def take_image(value: object) -> "str | os.PathLike[str] | bytes | NDArray[np.ui
 
 
 def held_bytes(source: object) -> int:
-    """Return what it takes of memory to keep what `take_image` returned."""
-    if isinstance(source, bytes):
+    """Return what it takes of memory to keep what `take_image` makes, or has made, of an image."""
+    if isinstance(source, bytes | bytearray | memoryview):
         return len(source)
+    if _is_pil(source):
+        return 4 * source.width * source.height
     return source.nbytes if _is_array(source) else 0
 
 

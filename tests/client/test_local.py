@@ -2,6 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -94,6 +95,28 @@ def test_what_the_caller_does_to_its_array_later_changes_nothing(told, client):
     told.service.models["resnet18"] = model(preprocessing_id="second")
     results = client.classify(frames(), model="resnet18")
     assert [result.top.label for result in results] == [label(value) for value in range(40)]
+
+
+@pytest.mark.parametrize("ahead_bytes", [1 << 30, 1])
+def test_how_many_images_are_taken_ahead_follows_from_what_they_hold(
+    told, open_client, monkeypatch, ahead_bytes
+):
+    monkeypatch.setattr("vistazo_client._local.preparation.AHEAD_BYTES", ahead_bytes)
+    monkeypatch.setattr("vistazo_client._codec.IMAGES_PER_REQUEST", 1)
+    taken = []
+
+    def images():
+        for value in range(20):
+            taken.append(value)
+            yield np.full((9, 9, 3), value, np.uint8)
+
+    with open_client(told.address, preprocess="local", timeout=5) as client:
+        with closing(client.classify_iter(images(), model="resnet18")) as results:
+            assert next(results).top.label == label(0)
+        threads = client._preparation.pool.threads
+
+    # Two are with the server, one is to follow, one more showed that it is complete; the others are ahead.
+    assert len(taken) == 4 + (1 if ahead_bytes == 1 else min(2 * threads, 16))
 
 
 def test_a_bad_image_is_never_sent_and_fails_alone(told, client, tmp_path):

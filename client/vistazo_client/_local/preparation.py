@@ -33,6 +33,9 @@ from vistazo_proto import classification_pb2 as pb
 # what it cannot tell: that it is now one that says how it prepares images, or is no more.
 ASK_AGAIN_SECONDS: Final = 60.0
 
+# What images that are taken ahead may hold of memory: arrays and PIL images are as large as their pixels.
+AHEAD_BYTES: Final = 256 << 20
+
 # After this a rollout may have reached all replicas.
 MIXED_SECONDS: Final = 10.0
 
@@ -64,10 +67,10 @@ class Preparation:
         """The id that was refused, until it is known what holds instead."""
         self._told: set[tuple[_Key, str]] = set()
 
-    @property
-    def ahead(self) -> int:
-        """How many images are taken before the first of them is ready: none of the threads waits for work."""
-        return 2 * self.pool.threads
+    def is_enough(self, images: int, held: int) -> bool:
+        """Return whether so many images, of so many bytes, are enough to take before the first is ready."""
+        # With two for each thread none of them waits for work.
+        return images > 2 * self.pool.threads or (held > AHEAD_BYTES and images > 1)
 
     def knows(self, query: Query) -> bool:
         """Return whether there is no need to ask."""

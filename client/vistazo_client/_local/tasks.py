@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from vistazo_client._codec import Chunk, Chunker, Entry, Query
+from vistazo_client._images import held_bytes
 from vistazo_client._local.preparation import NOT_OF_ALL, Preparation, pick_method
 from vistazo_client._streams.session import StreamImage, UnpreparedImage, check_pair, stream_image
 from vistazo_client.errors import DeadlineExceededError, RequestCancelledError, VistazoError
@@ -60,21 +61,25 @@ class PreparedImages:
                 yield stream_image(caller_id, await self._start(value), taken)
 
     async def _entries(self, images: _Images) -> AsyncGenerator[Entry, None]:
-        waiting: deque[tuple[Entry | asyncio.Future[Entry], float]] = deque()
+        waiting: deque[tuple[Entry | asyncio.Future[Entry], float, int]] = deque()
+        held = 0
         try:
             async with aclosing(_iterated(images)) as values:
                 async for value in values:
+                    size = held_bytes(value)
+                    held += size
                     began = time.monotonic()
                     await self._ask()
                     begun = await self._start(value)
                     ready = asyncio.wrap_future(begun) if isinstance(begun, Future) else begun
-                    waiting.append((ready, time.monotonic() - began))
-                    if len(waiting) > self._preparation.ahead:
-                        yield await self._ready(*waiting.popleft())
+                    waiting.append((ready, time.monotonic() - began, size))
+                    while self._preparation.is_enough(len(waiting), held):
+                        held -= waiting[0][2]
+                        yield await self._ready(*waiting.popleft()[:2])
             while waiting:
-                yield await self._ready(*waiting.popleft())
+                yield await self._ready(*waiting.popleft()[:2])
         finally:
-            for ready, _ in waiting:
+            for ready, *_ in waiting:
                 if isinstance(ready, asyncio.Future):
                     ready.cancel()
 

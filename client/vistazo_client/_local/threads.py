@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from vistazo_client._codec import Chunk, Entry, Query, chunk_entries
+from vistazo_client._images import held_bytes
 from vistazo_client._local.preparation import NOT_OF_ALL, Preparation, pick_method
 from vistazo_client._streams.session import StreamImage, UnpreparedImage, check_pair, stream_image
 from vistazo_client.errors import DeadlineExceededError, RequestCancelledError, VistazoError
@@ -44,19 +45,23 @@ class PreparedImages:
         return stream_image(caller_id, self._preparation.start(value, self._query), taken)
 
     def _entries(self, images: Iterable[object]) -> Iterator[Entry]:
-        waiting: deque[tuple[Entry | Future[Entry], float]] = deque()
+        waiting: deque[tuple[Entry | Future[Entry], float, int]] = deque()
+        held = 0
         try:
             for value in images:
+                size = held_bytes(value)
+                held += size
                 began = time.monotonic()
                 self._ask()
                 begun = self._preparation.start(value, self._query)
-                waiting.append((begun, time.monotonic() - began))
-                if len(waiting) > self._preparation.ahead:
-                    yield self._ready(*waiting.popleft())
+                waiting.append((begun, time.monotonic() - began, size))
+                while self._preparation.is_enough(len(waiting), held):
+                    held -= waiting[0][2]
+                    yield self._ready(*waiting.popleft()[:2])
             while waiting:
-                yield self._ready(*waiting.popleft())
+                yield self._ready(*waiting.popleft()[:2])
         finally:
-            for begun, _ in waiting:
+            for begun, *_ in waiting:
                 if isinstance(begun, Future):
                     begun.cancel()
 
