@@ -153,8 +153,8 @@ class Client(ClientCore[grpc.Channel]):
 
         An image is a path, the bytes of a JPEG, PNG, WebP or BMP file, a PIL image, or a uint8 array of
         shape (height, width) or (height, width, channels) with 1 or 3 channels. Files are sent as they
-        are and turned upright by the server as their EXIF orientation says; PIL images and arrays are
-        taken as they stand in memory.
+        are, unless this client prepares them, and turned upright as their EXIF orientation says; PIL
+        images and arrays are taken as they stand in memory.
 
         One image gives one `Classification`, and raises InvalidImageError if it is bad. An iterable gives a
         list in its order, in which a bad image has its `error` set and the others are not affected; it is

@@ -1,13 +1,15 @@
 """`preprocess="local"`: deadlines, memory, and the end of a client while it prepares."""
 
+import asyncio
 import threading
 import time
 from dataclasses import dataclass, field
 
 import pytest
 
-from support.shades import label, shade
+from support.shades import label, pixels, sent, shade
 from vistazo_client import (
+    AsyncClient,
     DeadlineExceededError,
     RequestCancelledError,
 )
@@ -92,6 +94,20 @@ def test_closing_ends_what_is_being_prepared(told, open_client, held, streamed):
 
     assert [("closed" in failure) for failure in failures] == [True]
     assert (told.service.requests, told.service.stream_requests) == ([], [])
+
+
+async def test_a_task_that_is_cancelled_while_its_images_are_prepared_leaves_the_client_sound(told, held):
+    async with AsyncClient(told.address, preprocess="local", timeout=30) as client:
+        task = asyncio.create_task(client.classify([shade(1)] * 20, model="resnet18"))
+        assert await asyncio.to_thread(held.begun.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        held.go.set()
+        result = await client.classify(shade(2), model="resnet18")
+
+    assert result.top.label == label(2)
+    assert sent(told) == [(pixels(2), "first")]
 
 
 def test_a_closed_client_says_so(told, open_client):
