@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(TORCH) -e '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## From nothing to predictions: export, serve, classify, metrics
+demo: $(STAMP) ## From nothing to predictions: export, serve, classify, metrics, evaluation
 	$(BIN)/python tests/e2e/demo.py
 
 serve: $(STAMP) ## Serve ./models on 127.0.0.1:8001

@@ -20,9 +20,9 @@ from rich.text import Text
 
 ROOT: Final = Path(__file__).parents[2]
 PICTURE: Final = Path(__file__).with_name("demo.svg")
-WIDTH: Final = 132
+WIDTH: Final = 156
 FIRST_LINES: Final = 10
-LAST_LINES: Final = 4
+LAST_LINES: Final = 10
 
 # As rich's own, without its fonts, which a browser would load from another host.
 SVG: Final = """\

@@ -65,6 +65,14 @@ def test_the_demo_exports_serves_classifies_and_ends_cleanly(first_run):
     assert "The server drained and ended cleanly." in result.stdout
 
 
+def test_the_demo_evaluates_and_says_where_the_report_lies(first_run):
+    work, result = first_run
+    report = work / "work" / "lenet.html"
+
+    assert f"The report of the evaluation is {report}: open it in a browser." in result.stdout
+    assert report.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
+
+
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_a_photograph_is_seen_for_what_it_shows(first_run, name):
     _, result = first_run
@@ -100,6 +108,6 @@ def test_a_photograph_that_is_taken_for_something_else_is_named(demo, capsys):
 def test_untrained_networks_are_named_with_what_they_need(demo):
     notice = demo.untrained_notice(["resnet18", "alexnet", "vgg16"])
 
-    assert notice.startswith("resnet18, alexnet and vgg16: served like the others, but UNTRAINED")
+    assert notice.startswith("resnet18, alexnet and vgg16: served, too, but UNTRAINED")
     assert "vistazo export resnet18 --weights-mirror URL" in notice
     assert demo.untrained_notice(["nin"]).startswith("nin: served")
