@@ -110,6 +110,22 @@ async def test_all_images_of_the_parity_test_reach_an_imagenet_model_alike(photo
     assert ours == theirs
 
 
+async def test_jpegs_decoded_at_a_fraction_of_their_size_are_so_by_both(photographs, kinds, reached):
+    jpegs = [data for data in photographs.values() if isinstance(data, bytes) and data[:2] == b"\xff\xd8"]
+    async with serving(kinds, jpeg_decoding="reduced") as server:
+        for model in KINDS:
+            (theirs, served), (ours, sent) = await both(server, jpegs, model, reached)
+            assert all(np.array_equal(one, other) for one, other in zip(served, sent, strict=True))
+            assert ours == theirs
+    async with serving(kinds) as server:
+        (_, exact), _ = await both(server, jpegs, "imagenet", reached)
+    async with serving(kinds, jpeg_decoding="reduced") as server:
+        (_, reduced), _ = await both(server, jpegs, "imagenet", reached)
+
+    assert len(jpegs) >= 10
+    assert not all(np.array_equal(one, other) for one, other in zip(exact, reduced, strict=True))
+
+
 async def test_every_kind_of_model_gets_the_same_from_both(kinds, small_images, reached):
     images = small_images
     different = []
