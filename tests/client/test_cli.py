@@ -282,6 +282,8 @@ def test_models_as_json(vistazo):
     assert (lenet["name"], lenet["weights"], vgg["state"]) == ("lenet", "untrained", "FAILED")
     assert resnet["labels"] == ["cat", "dog"]
     assert [model["scores"] for model in (lenet, resnet)] == ["UNKNOWN", "INDEPENDENT_LOGITS"]
+    # A server that is older than the field does not say.
+    assert lenet["jpeg_decoding"] == ""
     assert resnet["latencies"] == [{"batch_size": 1, "seconds": 0.02}, {"batch_size": 8, "seconds": 0.1}]
 
 
