@@ -10,6 +10,7 @@ import onnxruntime
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from vistazo_preprocessing.spec import JpegDecoding
 from vistazo_server.batching.device import DeviceScheduler
 from vistazo_server.engine.cpu import cpu_budget
 from vistazo_server.engine.engine import Engine
@@ -127,7 +128,7 @@ async def running(settings: Settings, *, tracing: Tracing | None = None) -> Asyn
                 settings.models,
                 load_model=loader.open,
                 policy_for=settings.policy_for,
-                jpeg_decoding_for=settings.jpeg_decoding_for,
+                jpeg_decoding_for=lambda name: JpegDecoding(settings.for_model(name).jpeg_decoding),
                 observer=status,
                 explicit=settings.model_control == "explicit",
             )

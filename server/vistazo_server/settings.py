@@ -21,7 +21,6 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vistazo_preprocessing.effort import MAX_PIXELS
-from vistazo_preprocessing.spec import JpegDecoding
 from vistazo_server.errors import StartupError
 from vistazo_server.repository.versions import VersionPolicy
 
@@ -253,10 +252,6 @@ class Settings(BaseSettings):
     def _is_a_version_policy(cls, policy: str) -> str:
         VersionPolicy.parse(policy)
         return policy
-
-    def jpeg_decoding_for(self, model: str) -> JpegDecoding:
-        """Return how the JPEGs for a model are decoded."""
-        return JpegDecoding(self.for_model(model).jpeg_decoding)
 
     @property
     def models_to_load(self) -> list[str] | None:

@@ -67,7 +67,8 @@ def test_many_images_keep_their_order_and_fill_requests(told, client):
     results = client.classify((shade(number) for number in range(70)), model="resnet18")
 
     assert [result.top.label for result in results] == [label(number) for number in range(70)]
-    assert [len(request.images) for request in told.service.requests] == [32, 32, 6]
+    # Two are on their way at once: either may arrive first.
+    assert sorted(len(request.images) for request in told.service.requests) == [6, 32, 32]
 
 
 def test_a_stream_sends_pixels_and_answers_each(told, client):

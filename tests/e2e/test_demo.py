@@ -16,7 +16,7 @@ DEMO = Path(__file__).with_name("demo.py")
 NETWORKS = ("lenet", "efficientnet_lite0")
 
 # An export, a server and a dozen commands.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PHOTOGRAPHS = {
     "chelsea.png": "(tabby|tiger cat|Egyptian cat)",

@@ -4,7 +4,6 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from vistazo_preprocessing.spec import JpegDecoding
 from vistazo_server.cli import serve_command
 from vistazo_server.errors import StartupError
 from vistazo_server.repository.versions import VersionPolicy
@@ -107,8 +106,8 @@ def test_a_model_may_have_a_version_policy_of_its_own(model_settings):
 def test_a_model_may_decode_jpegs_in_a_way_of_its_own(model_settings):
     settings = Settings(model_settings=model_settings('[vgg16]\njpeg_decoding = "reduced"\n'))
 
-    assert settings.jpeg_decoding_for("vgg16") is JpegDecoding.REDUCED
-    assert settings.jpeg_decoding_for("resnet18") is JpegDecoding.EXACT
+    assert settings.for_model("vgg16").jpeg_decoding == "reduced"
+    assert settings.for_model("resnet18").jpeg_decoding == "exact"
 
 
 def test_a_version_policy_of_a_model_that_makes_no_sense_is_refused_with_its_place(model_settings):
