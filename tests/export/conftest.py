@@ -1,8 +1,10 @@
 """What the export tests share: a repository exported once, and a mirror of published checkpoints."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -17,6 +19,19 @@ from vistazo_export.exporter import ExportRequest
 NETWORKS = {"lenet": "pretrained", "nin": "untrained", "squeezenet1_1": "untrained"}
 
 MAX_BATCH_SIZE = 5
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _operators_are_read_once() -> Iterator[None]:
+    """Spare each export half a second: torch reads the operators that it knows anew, which are the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Not torch's public side: where it has moved, each export takes its time.
+        with suppress(ImportError, AttributeError):
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            once = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+            patch.setattr(ONNXRegistry, "from_torchlib", once)
+        yield
 
 
 @pytest.fixture(scope="session")
