@@ -16,6 +16,8 @@ from vistazo_bench.errors import BenchError
 from vistazo_client.cli.serving import serving
 from vistazo_export.importer import ImportRequest, import_model
 
+pytestmark = pytest.mark.slow  # it measures: each check takes its seconds
+
 
 def gpu_check(*options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -9,7 +9,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from support.watchdog import STALL_SECONDS, LoopWatchdog
+
+# It waits for real stalls, and runs pytest in processes of its own.
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 

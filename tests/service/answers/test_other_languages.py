@@ -14,6 +14,8 @@ from support.images import file
 from support.serving import occupy, raw, serving, softmax, until
 from support.tiny import plain
 
+pytestmark = pytest.mark.slow  # programs of their own, some compiled first
+
 HERE = Path(__file__).parent / "node"
 PROTO = Path(vistazo_proto.__file__).with_name("classification.proto")
 
