@@ -49,6 +49,9 @@ MAX_REQUESTS_IN_FLIGHT: Final = 2
 # Between two looks at a server that is starting: short enough not to be felt.
 READY_POLL_SECONDS: Final = 0.1
 
+# A year. What is longer, infinity too, is more than timers and grpc can count.
+MAX_TIMEOUT_SECONDS: Final = 366 * 86400.0
+
 # grpc.aio puts this in place of the server's status when a request was written just as that came. The next
 # attempt finds out.
 _WRITTEN_TOO_LATE: Final = "Internal error from Core"
@@ -233,4 +236,4 @@ def check_timeout(timeout: float) -> float:
     """Return `timeout`, or raise ValueError when it is no time."""
     if not timeout > 0:
         raise ValueError(f"expected a timeout above 0 seconds, got {timeout}")
-    return timeout
+    return min(timeout, MAX_TIMEOUT_SECONDS)

@@ -1,6 +1,7 @@
 """Images whose labels are known: a folder with a subfolder a class, or a CSV of path and label."""
 
 import csv
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _read_csv(source: Path) -> Dataset:
 
 def _csv_rows(source: Path, text: str) -> Iterator[tuple[int, str, str]]:
     """Yield the line, the path and the label of each row that is not empty."""
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     path_at, label_at, width = 0, 1, 2
     begun = False
     try:

@@ -2,6 +2,7 @@
 
 plugins.py   the group: its own commands, and those that other packages add when installed
 options.py   the options that all commands share
+streams.py   standard streams that are closed, or full
 tables.py    how tables and lines come out on any terminal
 folders.py   which files of a folder are images
 serving.py   `vistazo serve`, started for a command and ended after it; worker.py holds it in a process

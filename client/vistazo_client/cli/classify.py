@@ -42,6 +42,7 @@ PROGRESS_FROM_IMAGES = 20
     is_flag=True,
     help="Prepare the images here, as the server would, and send the pixels alone. Takes the extra `local`.",
 )
+@click.option("--recursive", is_flag=True, help="Of a FOLDER, take the images at any depth below it.")
 @json_option
 @server_options
 def classify_command(
@@ -52,18 +53,19 @@ def classify_command(
     top: int | None,
     min_probability: float | None,
     local: bool,
+    recursive: bool,
     as_json: bool,
     open_client: Callable[..., Client],
 ) -> None:
     """Classify images.
 
     A FOLDER stands for the images directly in it: .jpg, .jpeg, .png, .webp and .bmp. Hidden files, such as
-    those that macOS names ._cat.jpg, are skipped.
+    those that macOS names ._cat.jpg, and pipes are skipped.
 
     The exit status is 0 when every image was answered, and 1 when any was not; why is said on standard
     error, one line each.
     """
-    paths, errors = _find_images(images)
+    paths, errors = _find_images(images, recursive=recursive)
     report = _Report(as_json=as_json)
     for path, error in errors:
         report.add(path, Classification(error=error))
@@ -72,7 +74,7 @@ def classify_command(
             paths, model=model, version=version, top_k=top, min_probability=min_probability
         )
         try:
-            for path, result in zip(paths, _progress(results, len(paths)), strict=True):
+            for path, result in zip(paths, _progress(results, len(paths), as_json=as_json), strict=True):
                 if report.answered == 0 and result.error is None:
                     _warn_if_untrained(client, result)
                 report.add(path, result)
@@ -132,25 +134,36 @@ class _Report:
             print_table(_table(self._rows))
 
 
-def _find_images(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[Path, InvalidImageError]]]:
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # why it cannot be looked at is said when it is read
+
+
+def _find_images(
+    arguments: Sequence[str], *, recursive: bool
+) -> tuple[list[Path], list[tuple[Path, InvalidImageError]]]:
     """Return the image files that the arguments stand for, and what is wrong with the folders among them."""
     paths: list[Path] = []
     errors: list[tuple[Path, InvalidImageError]] = []
     for argument in arguments:
         path = Path(argument)
-        if not path.is_dir():
+        if not _is_folder(path):
             paths.append(path)
             continue
         try:
-            paths += images_in(path)
+            paths += images_in(path, recursive=recursive)
         except InvalidImageError as error:
             errors.append((path, error))
     return paths, errors
 
 
-def _progress(results: Iterator[Classification], total: int) -> Iterable[Classification]:
+def _progress(results: Iterator[Classification], total: int, *, as_json: bool) -> Iterable[Classification]:
     if total < PROGRESS_FROM_IMAGES or not sys.stderr.isatty():
         return results
+    if as_json and sys.stdout.isatty():
+        return results  # each line would begin behind the bar
     console = Console(stderr=True)
     return track(results, "Classifying", total=total, console=console, transient=True)
 

@@ -1,6 +1,8 @@
 """Which files of a folder are images to a command."""
 
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from vistazo_client._images import image_name
@@ -9,19 +11,47 @@ from vistazo_client.errors import InvalidImageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return the images directly in `folder`, sorted by name; at least one. Raises InvalidImageError."""
+def images_in(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """Return the images in `folder`, sorted by name; at least one. Raises InvalidImageError.
+
+    They are those directly in it or, with `recursive`, at any depth below it but in hidden folders. Links to
+    folders are not followed: one may lead back up.
+    """
+    found: list[Path] = []
+    images: list[Path] = []
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        images = [path for path in found if not is_hidden(path) and not path.is_dir()]
+        for inside in _folders_below(folder) if recursive else (folder,):
+            named = sorted(path for path in inside.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            found += named
+            images += [path for path in named if not is_hidden(path) and _may_be_read(path)]
     except OSError as error:
         raise InvalidImageError(f"{image_name(folder)}: cannot be read ({error.strerror})") from error
     if not images:
-        hidden = f", but {len(found)} hidden files or folders that are named so" if found else ""
+        others = f", but {len(found)} hidden files, folders or pipes that are named so" if found else ""
+        where = "or below this folder" if recursive else "this folder"
         raise InvalidImageError(
-            f"{image_name(folder)}: no images in this folder ({', '.join(IMAGE_SUFFIXES)}){hidden}"
+            f"{image_name(folder)}: no images in {where} ({', '.join(IMAGE_SUFFIXES)}){others}"
         )
     return images
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    for where, folders, _ in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not is_hidden(Path(where) / name))
+        yield Path(where)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _may_be_read(path: Path) -> bool:
+    """Return whether a file is a regular one. A pipe may never have anything to read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return True  # which is said when it is read
+    return stat.S_ISREG(mode)
 
 
 def is_hidden(path: Path) -> bool:

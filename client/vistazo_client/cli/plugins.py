@@ -5,6 +5,8 @@
 `serve = vistazo_server.cli:serve_command [server]`.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
@@ -12,6 +14,8 @@ from typing import Any
 
 import click
 
+from vistazo_client._images import printable_path
+from vistazo_client.cli.streams import output_failed, prepare_streams
 from vistazo_client.cli.tables import print_anything
 from vistazo_client.errors import VistazoError
 
@@ -40,8 +44,18 @@ class VistazoGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  click's own signature
         """Run the command line, on an output of any encoding."""
+        prepare_streams()
         print_anything()
-        return super().main(*args, **kwargs)
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            kwargs.setdefault("color", False)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # Of what is printed before a command begins, such as its help.
+            if not kwargs.get("standalone_mode", True):
+                raise
+            click.echo(f"Error: {output_failed(error)}", err=True)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, sorted."""
@@ -67,9 +81,12 @@ class VistazoGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command, and turn what may go wrong in any of them into one line and a status."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # what fails is to be said here
         except VistazoError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise _from_the_system(error) from error
         except ModuleNotFoundError as error:
             plugin = self._plugins().get(ctx.invoked_subcommand or "")
             if plugin is None:
@@ -77,9 +94,19 @@ class VistazoGroup(click.Group):
             raise click.ClickException(_what_to_install(plugin, _missing_package(error))) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED_EXIT_STATUS)
+        return result
 
     def _plugins(self) -> dict[str, EntryPoint]:
         return {plugin.name: plugin for plugin in self.find_plugins()}
+
+
+def _from_the_system(error: OSError) -> Exception:
+    """Return the exception that ends a command for want of what the operating system would not give."""
+    if error.errno == errno.EPIPE and error.filename is None:
+        return error  # click ends quietly: whoever read has enough
+    if error.filename is None:
+        return click.ClickException(output_failed(error))
+    return click.ClickException(f"{printable_path(error.filename)}: {error.strerror}")
 
 
 def _missing_package(error: ModuleNotFoundError) -> str:

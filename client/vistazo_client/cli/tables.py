@@ -5,7 +5,8 @@ import io
 import sys
 import unicodedata
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,11 @@ BAR_CHARACTERS = 20
 # What stands for a character that the output's encoding does not have. Each is as wide, or tables would bend.
 _ALIKE = {"×": "x", "…": ".", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "█": "#", "•": "*"}
 _REPLACING = "vistazo.replace"
+
+# Control, format and surrogate characters, and separators of lines and paragraphs. Scripts and emoji need the
+# joiners among them.
+_STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINING = "\u200c\u200d"
 
 
 def print_anything() -> None:
@@ -50,13 +56,36 @@ def _stdout() -> Console:
 
 
 def print_table(table: Table) -> None:
-    """Print `table` to standard output."""
-    _stdout().print(table)
+    """Print `table` to standard output, without what would steer a terminal."""
+    _stdout().print(_Harmless(table))
 
 
 def print_line(text: str) -> None:
     """Print a line to standard output, without what would steer a terminal."""
-    _stdout().print(Text(text), soft_wrap=True)
+    _stdout().print(Text(harmless(text)), soft_wrap=True)
+
+
+def harmless(text: str) -> str:
+    """Return a text of somebody else's without what steers a terminal: escape sequences, other directions.
+
+    Without their first character, the rest of a sequence is text as any other.
+    """
+    return text if text.isprintable() else "".join(filter(_is_harmless, text.replace("\t", " ")))
+
+
+def _is_harmless(character: str) -> bool:
+    return unicodedata.category(character) not in _STEERING or character in _JOINING
+
+
+class _Harmless:
+    """A renderable whose text is harmless, whoever wrote it; its styles are our own."""
+
+    def __init__(self, inner: RenderableType) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self._inner, options):
+            yield Segment(text if control or text == "\n" else harmless(text), style, control)
 
 
 def bar(probability: float) -> str:

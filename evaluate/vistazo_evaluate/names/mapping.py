@@ -1,6 +1,7 @@
 """Mapping files: what an image set calls a class → the label or index that the model has for it."""
 
 import csv
+import io
 import json
 import tomllib
 from collections.abc import Iterable
@@ -35,7 +36,7 @@ def read_mapping(path: Path) -> dict[str, str | int]:
 
 
 def _read_csv(text: str) -> dict[str, object]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), strict=True)]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline=""), strict=True)]
     rows = [row for row in rows if any(row)]
     if rows and tuple(cell.casefold() for cell in rows[0]) in _HEADS:
         del rows[0]

@@ -7,6 +7,7 @@ fit its shape is refused with its line: a label that moves by one class is a wro
 import ast
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,12 @@ def read_labels(path: Path, progress: Progress = SILENT) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise LabelsError(f"the labels file {path} is not UTF-8 text") from error
     labels, how = _read(path, text)
+    for index, label in enumerate(labels):
+        if any(unicodedata.category(character) == "Cc" and character != "\t" for character in label):
+            raise LabelsError(
+                f"the label of class {index} in the labels file {path} has a control character: "
+                f"{label!r:.100}"
+            )
     if how:
         ends = f"class 0 is {labels[0]!r}, class {len(labels) - 1} is {labels[-1]!r}"
         progress.warning(f"{path.name} is read as {how}: {ends}; {AS_THEY_ARE}")
@@ -69,7 +76,7 @@ def _read(path: Path, text: str) -> tuple[tuple[str, ...], str]:
         literal = _literal(path, text)
         if literal is not None:
             return _of_literal(path, literal)
-    lines = [_Line(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [_Line(number, line.strip()) for number, line in enumerate(_split(text), 1)]
     while lines and not lines[-1].text:
         lines.pop()
     if not lines:
@@ -81,6 +88,11 @@ def _read(path: Path, text: str) -> tuple[tuple[str, ...], str]:
 
 
 # Lines
+
+
+def _split(text: str) -> list[str]:
+    """Return the lines as editors count them: a label may hold what str.splitlines takes for an end."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def _of_lines(path: Path, lines: Sequence[_Line]) -> tuple[tuple[str, ...], str]:
@@ -200,9 +212,9 @@ def _literal(path: Path, text: str) -> object:
     try:
         return _of_python(ast.parse(source, mode="eval").body)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        first = text.strip().splitlines()[0]
+        first, *others = _split(text.strip())
         # A label such as "[unused]".
-        if re.fullmatch(r"\[[^\"'\[\],{}]*\]", first) and len(text.strip().splitlines()) > 1:
+        if re.fullmatch(r"\[[^\"'\[\],{}]*\]", first) and others:
             return None
         line = max(getattr(error, "lineno", None) or 1, getattr(no_json, "lineno", 1))
         raise LabelsError(

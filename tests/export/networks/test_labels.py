@@ -186,6 +186,19 @@ def test_lists_and_dicts_that_leave_a_class_open_are_refused(tmp_path: Path, tex
         read(tmp_path, text)
 
 
+def test_only_line_ends_end_a_line(tmp_path: Path):
+    text = "one\u2028label\r\ntwo\x85parts\rthree\n"
+    (tmp_path / "labels.txt").write_bytes(text.replace("\x85", "").encode())
+
+    assert read_labels(tmp_path / "labels.txt") == ("one\u2028label", "twoparts", "three")
+
+
+@pytest.mark.parametrize("text", ["cat\nd\x1b[31mog\n", '["cat", "d\\u001b[31mog"]', "0 cat\n1 d\x9bog\n"])
+def test_labels_that_would_steer_a_terminal_are_refused(tmp_path: Path, text: str):
+    with pytest.raises(LabelsError, match=r"the label of class 1 .* has a control character: 'd\\x"):
+        read(tmp_path, text)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
