@@ -5,24 +5,18 @@ first model.
 """
 
 import re
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import click
 
 from vistazo_export.errors import ExportError
+from vistazo_export.interrupts import terminated_like_interrupted as _terminated_like_interrupted
 from vistazo_export.progress import Progress
 
 PUBLISHED = re.compile(r"\w+_Weights\.\w+")
 """Names of torchvision's published weights."""
 
-# 128 + 15, as a shell reports a process that SIGTERM ended.
-TERMINATED = 143
 
 # What more than one of the commands takes.
 _repository = click.option(
@@ -127,6 +121,7 @@ _output_kind = click.option(
 @_output_kind
 @_max_batch
 @click.option("--force", is_flag=True, help="Export again though nothing seems to have changed.")
+@_terminated_like_interrupted()
 def export_command(
     *,
     models: tuple[str, ...],
@@ -169,7 +164,7 @@ def export_command(
     report = Report()
     # A network given twice is one model.
     architectures = list(dict.fromkeys(models))
-    with _terminated_like_interrupted(), report.watching(len(architectures)):
+    with report.watching(len(architectures)):
         for architecture in architectures:
             request = ExportRequest(
                 architecture=architecture,
@@ -228,6 +223,7 @@ def export_command(
 @_output_kind
 @_max_batch
 @click.option("--force", is_flag=True, help="Publish a new version though nothing has changed.")
+@_terminated_like_interrupted()
 def import_command(
     *,
     model: Path,
@@ -272,7 +268,7 @@ def import_command(
     )
     report = Report()
     started = time.monotonic()
-    with _terminated_like_interrupted(), report.watching(1), report.model(name) as progress:
+    with report.watching(1), report.model(name) as progress:
         try:
             report.add_exported(import_model(request, progress), "imported")
         except ExportError as error:
@@ -316,6 +312,7 @@ def _edges(size: str) -> tuple[int, int] | None:
     help="The file that a model was exported from with --weights FILE; without it, torch is not compared.",
 )
 @_weights_mirror
+@_terminated_like_interrupted()
 def verify_command(
     *, repository: Path, models: tuple[str, ...], weights_files: tuple[Path, ...], weights_mirror: str | None
 ) -> None:
@@ -333,7 +330,7 @@ def verify_command(
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     report = Report()
-    with _terminated_like_interrupted(), report.watching(len(versions)):
+    with report.watching(len(versions)):
         for name, version in versions:
             with report.model(name) as progress:
                 verification = verify_model(
@@ -348,22 +345,3 @@ def verify_command(
     report.show()
     if report.failures:
         raise click.exceptions.Exit(1)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that what was being written is cleared away."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        # Not the main thread: whoever called from there has the signals.
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vistazo_export.errors import RepositoryError
+from vistazo_export.interrupts import shielded
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -121,15 +122,21 @@ def staging(repository: Path, name: str) -> Iterator[StagedModel]:
             repository.mkdir(parents=True, exist_ok=True)
             with _locked(repository):
                 _clear_abandoned(repository)
-                root = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=repository))
-                # Deleted before the lock on it ends, so nobody else ever takes it for abandoned.
-                stack.enter_context(_locked(root))
-                stack.callback(shutil.rmtree, root, ignore_errors=True)
+                with shielded():
+                    root = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=repository))
+                    # Deleted before the lock on it ends, so nobody else ever takes it for abandoned.
+                    stack.enter_context(_locked(root))
+                    stack.callback(_clear, root)
             staged = StagedModel(root, root / name)
             staged.version.mkdir(parents=True)
         except OSError as error:
             raise RepositoryError(f"cannot write to {repository}: {error.strerror or error}") from error
         yield staged
+
+
+def _clear(root: Path) -> None:
+    with shielded():
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def publish(staged: StagedModel, repository: Path) -> int:
