@@ -141,7 +141,8 @@ def _check_tensor(
         raise GraphError(f"the graph's {role} is {found}, the manifest says {name}")
     kind = tensors[0].type.tensor_type
     if kind.elem_type != dtype:
-        found, wanted = (onnx.TensorProto.DataType.Name(number) for number in (kind.elem_type, dtype))
+        names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+        found, wanted = (names.get(number, f"type {number}") for number in (kind.elem_type, dtype))
         raise GraphError(f"the graph's {role} {name} is {found}, the manifest says {wanted}")
     batch, *rest = kind.shape.dim
     if not batch.dim_param:

@@ -140,14 +140,23 @@ def check_model(path: Path) -> None:
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     kind = value.type.tensor_type
+    name: object = value.name
+    if not isinstance(name, str):  # but bytes, as protobuf leaves what is no UTF-8
+        raise GraphError(f"a tensor's name is no UTF-8: {name!r:.100}")
     if not value.type.HasField("tensor_type"):
         return TensorInfo(value.name, "?", None)
-    dtype = DTYPES.get(kind.elem_type, TensorProto.DataType.Name(kind.elem_type))
+    dtype = DTYPES.get(kind.elem_type) or type_name(kind.elem_type)
     if not kind.HasField("shape"):
         return TensorInfo(value.name, dtype, None)
     # A dimension may have a name, a number, or nothing; exporters also write 0 or -1 for "any".
     sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
     return TensorInfo(value.name, dtype, sizes)
+
+
+def type_name(number: int) -> str:
+    """Return what ONNX calls an element type, also one that it does not have."""
+    known = number in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(number)) if known else f"type {number}"
 
 
 def _location(path: Path, tensor: TensorProto) -> str:
