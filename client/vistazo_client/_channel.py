@@ -4,6 +4,7 @@ Nothing here is public.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -126,6 +127,15 @@ class Link(Generic[ChannelT]):
         self.health: Any = health_call(channel)
         self.down_until = 0.0
         """Until when the others are asked first."""
+        self.alive_at = 0.0
+        """When the server last answered anything, errors included, in the time of time.monotonic."""
+        self.silent = 0
+        """Calls in a row that ended at their deadline without any sign of life."""
+
+    def answered(self) -> None:
+        """Take note of a sign of life."""
+        self.alive_at = time.monotonic()
+        self.silent = 0
 
 
 # grpc.health.v1 without its package, which only the server needs. Its messages have one field each:

@@ -4,6 +4,7 @@ Nothing here is public.
 """
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,9 @@ IMAGES_PER_REQUEST = 32
 
 # The images of one request are held in memory on both sides. A larger image goes alone.
 REQUEST_BYTES = 16 * 1024 * 1024
+
+# So long a request waits for the source to give more images.
+GATHER_SECONDS = 0.1
 
 # The server says "images[3]: …" and counts within one request. The caller's list is longer, and holds
 # images that were never sent.
@@ -146,6 +150,8 @@ class Chunker:
         self._query = query
         self._most_bytes = min(REQUEST_BYTES, (max_message_bytes - MESSAGE_OVERHEAD_BYTES) // 2)
         self._chunk = Chunk(query.request())
+        self._began = 0.0
+        """When the chunk got its first image, in the time of time.monotonic."""
 
     def add(self, entry: Entry) -> Chunk | None:
         """Take in the next image; return a chunk that is complete without it."""
@@ -154,12 +160,16 @@ class Chunker:
         if isinstance(message, pb.Image):
             size += message.ByteSize()
         full = len(chunk.entries) == IMAGES_PER_REQUEST
+        # Those that are there need not wait for a slow source to fill the request.
+        late = bool(chunk.entries) and time.monotonic() - self._began > GATHER_SECONDS
         too_large = chunk.size > 0 and chunk.size + size > self._most_bytes
         # What was prepared in two ways, or not at all, cannot be asked in one request.
         otherwise = prepared and chunk.sent > 0 and entry.prepared_as != chunk.request.prepared_as
-        if full or too_large or otherwise:
+        if full or late or too_large or otherwise:
             complete, chunk = chunk, Chunk(self._query.request())
             self._chunk = chunk
+        if not chunk.entries:
+            self._began = time.monotonic()
         chunk.entries.append(entry.name if isinstance(message, pb.Image) else message)
         chunk.sources.append(entry.source if isinstance(message, pb.Image) else message)
         chunk.waited = max(chunk.waited, entry.waited)

@@ -14,6 +14,8 @@ from vistazo_client._target import Target
 
 # After a failure the other targets are asked first for so long: until grpc has tried to reconnect.
 DOWN_SECONDS: Final = 1.0
+# And this is the longest, where it hangs and each look at it costs somebody an answer.
+LONGEST_DOWN_SECONDS: Final = 32.0
 
 
 class Connection(Generic[ChannelT]):
@@ -41,9 +43,23 @@ class Connection(Generic[ChannelT]):
             opened = self._open()
         return opened.next()
 
+    @property
+    def has_several(self) -> bool:
+        """Whether there is more than one target."""
+        return len(self._targets) > 1
+
     def failed(self, link: Link[ChannelT]) -> None:
         """Ask other targets first for a while."""
         link.down_until = time.monotonic() + DOWN_SECONDS
+
+    def hangs(self, link: Link[ChannelT]) -> None:
+        """Ask other targets first for a while, the longer the more calls in a row it left unanswered.
+
+        What is refused costs a caller nothing, what hangs the time that it had.
+        """
+        link.silent += 1
+        seconds = min(DOWN_SECONDS * 2.0 ** (link.silent - 1), LONGEST_DOWN_SECONDS)
+        link.down_until = time.monotonic() + seconds
 
     def take_channels(self) -> list[ChannelT]:
         """Return the channels that this process has to close; there will be no others."""

@@ -56,6 +56,9 @@ MAX_TIMEOUT_SECONDS: Final = 366 * 86400.0
 # attempt finds out.
 _WRITTEN_TOO_LATE: Final = "Internal error from Core"
 
+# What grpc says of a deadline that passed on this side.
+_OWN_TIMEOUT: Final = "Deadline Exceeded"
+
 _Metadata = tuple[tuple[str, str], ...]
 
 
@@ -138,10 +141,20 @@ class ClientCore(Generic[ChannelT]):
         token = self._token()
         return (("authorization", f"Bearer {token}"),) if token else None
 
-    def _delay_after(self, attempts: Attempts, link: Link[ChannelT], error: VistazoError) -> float:
-        """Return the seconds until the next attempt, or raise `error` where there is to be none."""
+    def _delay_after(
+        self, attempts: Attempts, link: Link[ChannelT], error: VistazoError, *, sent: float
+    ) -> float:
+        """Return the seconds until the next attempt, or raise `error` where there is to be none.
+
+        sent: when the attempt that failed was made, in the time of time.monotonic.
+        """
         if isinstance(error, UnavailableError | RequestCancelledError):
             self._connection.failed(link)
+        elif not _is_own_timeout(error):
+            link.answered()
+        elif link.alive_at < sent:
+            # Neither this call nor any other has had an answer since: as good as a refused connection.
+            self._connection.hangs(link)
         delay = attempts.delay_after(error)
         if delay is None:
             raise attempts.explain(error)
@@ -164,7 +177,12 @@ class ClientCore(Generic[ChannelT]):
         return spent
 
     def _stream_session(self, query: Query, timeout: float | None) -> StreamSession:
-        return StreamSession(query, timeout=self._deadline(timeout), retries=self._retries)
+        return StreamSession(
+            query,
+            timeout=self._deadline(timeout),
+            retries=self._retries,
+            can_move=self._connection.has_several and self._retries > 0,
+        )
 
     def _stream_error(self, link: Link[ChannelT], error: grpc.RpcError) -> VistazoError:
         """Return the exception for a stream that failed."""
@@ -177,6 +195,11 @@ class ClientCore(Generic[ChannelT]):
         if isinstance(failure, UnavailableError):
             self._connection.failed(link)
         return failure
+
+    def _stream_hangs(self, link: Link[ChannelT]) -> VistazoError:
+        """Return the exception for a stream that was left, as nothing was heard of its server."""
+        self._connection.hangs(link)
+        return UnavailableError(f"a server of {self._address} takes requests and answers none")
 
     def _serving(self, response: Int32Value) -> bool:
         return response.value == SERVING
@@ -230,6 +253,13 @@ class ReadyWait:
         if time.monotonic() + READY_POLL_SECONDS > self._deadline:
             missing = self._not_serving if error is None else str(error)
             raise DeadlineExceededError(f"not ready after {self._timeout:g} s: {missing}")
+
+
+def _is_own_timeout(error: VistazoError) -> bool:
+    """Return whether it was grpc here that ended a call at its deadline; a server says more."""
+    cause = error.__cause__
+    is_rpc = isinstance(error, DeadlineExceededError) and isinstance(cause, grpc.RpcError)
+    return is_rpc and cause.details() == _OWN_TIMEOUT  # type: ignore[union-attr]  # what RpcErrors have
 
 
 def check_timeout(timeout: float) -> float:

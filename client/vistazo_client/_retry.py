@@ -62,6 +62,10 @@ class Attempts:
         """Time until the caller's deadline, above 0 even when it has passed."""
         return max(self._deadline - self._clock(), SHORTEST_TIMEOUT_SECONDS)
 
+    def extend(self, seconds: float) -> None:
+        """Leave out so many seconds: the caller took them, and nobody worked on the call."""
+        self._deadline += max(seconds, 0.0)
+
     def delay_after(self, error: VistazoError) -> float | None:
         """Return the seconds to wait before the next attempt; None where there is to be none."""
         self._left -= 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
@@ -246,7 +247,7 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
         pending: deque[tuple[Chunk, _Call | None]] = deque()
         try:
             async for chunk in chunks:
-                if len(pending) == MAX_REQUESTS_IN_FLIGHT:
+                while pending and (len(pending) == MAX_REQUESTS_IN_FLIGHT or _is_done(pending[0][1])):
                     async for result in self._results(*pending.popleft(), query, spent):
                         yield result
                 call = None
@@ -351,16 +352,19 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
     ) -> Any:  # noqa: ANN401
         while True:
             link = self._link()
-            metadata = self._metadata()
+            metadata, sent = self._metadata(), time.monotonic()
             try:
-                return await pick(link)(request, timeout=attempts.seconds_left, metadata=metadata)
+                response = await pick(link)(request, timeout=attempts.seconds_left, metadata=metadata)
             except grpc.RpcError as error:
                 failure = error_from_rpc(error, address=self._address, timeout=timeout)
                 failure.__cause__ = error
             except asyncio.CancelledError:
                 self._check_cancelled()
                 raise
-            await asyncio.sleep(self._delay_after(attempts, link, failure))
+            else:
+                link.answered()
+                return response
+            await asyncio.sleep(self._delay_after(attempts, link, failure, sent=sent))
             self._check_still_open()
 
     def _check_cancelled(self) -> None:
@@ -371,12 +375,12 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
 
     def _open_stream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest]
-    ) -> tuple[Any, Callable[[grpc.RpcError], VistazoError]]:
-        """Return an open ClassifyStream, and what makes an exception of its failure."""
+    ) -> tuple[Any, Callable[[grpc.RpcError], VistazoError], Callable[[], VistazoError]]:
+        """Return an open ClassifyStream, and what makes an exception of its failure, or of its silence."""
         self._check_still_open()
         link = self._link()
         call = link.service.ClassifyStream(requests, metadata=self._metadata())
-        return call, partial(self._stream_error, link)
+        return call, partial(self._stream_error, link), partial(self._stream_hangs, link)
 
     def _link(self) -> Link[grpc.aio.Channel]:
         """Return the link for the next attempt. Raises RuntimeError in another event loop than before."""
@@ -389,6 +393,10 @@ class AsyncClient(ClientCore[grpc.aio.Channel]):
                 "this AsyncClient belongs to another event loop, that of its first call; make another"
             )
         return self._connection.link()
+
+
+def _is_done(call: "_Call | None") -> bool:
+    return call is None or call.task.done()
 
 
 def _classify(link: Link[grpc.aio.Channel]) -> Any:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """The blocking client."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,15 @@ class _Call:
     attempts: Attempts
     link: Link[grpc.Channel]
     future: Any
+    sent: float
+    """When the last attempt was made, in the time of time.monotonic."""
+    ended: float | None = None
+    """When the attempt was over, in the time of time.monotonic: the caller may ask much later."""
+
+    def end(self, future: object) -> None:
+        """Take note of the end of an attempt; grpc calls it."""
+        if future is self.future:
+            self.ended = time.monotonic()
 
 
 class Client(ClientCore[grpc.Channel]):
@@ -263,7 +273,7 @@ class Client(ClientCore[grpc.Channel]):
         pending: deque[tuple[Chunk, _Call | None]] = deque()
         try:
             for chunk in chunks:
-                if len(pending) == MAX_REQUESTS_IN_FLIGHT:
+                while pending and (len(pending) == MAX_REQUESTS_IN_FLIGHT or _is_done(pending[0][1])):
                     yield from self._results(*pending.popleft(), query, spent)
                 call = None
                 if chunk.sent:
@@ -352,7 +362,10 @@ class Client(ClientCore[grpc.Channel]):
         waited: float = 0.0,
     ) -> _Call:
         attempts = self._attempts(timeout - waited)
-        return _Call(pick, request, timeout, attempts, *self._send(pick, request, attempts))
+        sent = time.monotonic()
+        call = _Call(pick, request, timeout, attempts, *self._send(pick, request, attempts), sent)
+        call.future.add_done_callback(call.end)
+        return call
 
     def _send(
         self, pick: Callable[[Link[grpc.Channel]], Any], request: object, attempts: Attempts
@@ -372,29 +385,42 @@ class Client(ClientCore[grpc.Channel]):
         """Return the answer, or raise the exception that its status stands for, after the last attempt."""
         while True:
             try:
-                return call.future.result()
+                response = call.future.result()
             except grpc.RpcError as error:
                 failure = error_from_rpc(error, address=self._address, timeout=call.timeout)
                 failure.__cause__ = error
+                if call.ended is not None:
+                    call.attempts.extend(time.monotonic() - call.ended)
+                    call.ended = None
             except BaseException:
                 # Ctrl-C: the server should not go on for no one.
                 call.future.cancel()
                 raise
-            self._pause(self._delay_after(call.attempts, call.link, failure))
+            else:
+                call.link.answered()
+                return response
+            self._pause(self._delay_after(call.attempts, call.link, failure, sent=call.sent))
+            call.sent = time.monotonic()
+            # This one is waited for from now on.
             call.link, call.future = self._send(call.pick, call.request, call.attempts)
 
     def _open_stream(
         self, requests: Iterator[pb.ClassifyStreamRequest]
-    ) -> tuple[Any, Callable[[grpc.RpcError], VistazoError]]:
-        """Return an open ClassifyStream, and what makes an exception of its failure."""
+    ) -> tuple[Any, Callable[[grpc.RpcError], VistazoError], Callable[[], VistazoError]]:
+        """Return an open ClassifyStream, and what makes an exception of its failure, or of its silence."""
         self._check_still_open()
         metadata = self._metadata()
         link = self._connection.link()
-        return link.service.ClassifyStream(requests, metadata=metadata), partial(self._stream_error, link)
+        call = link.service.ClassifyStream(requests, metadata=metadata)
+        return call, partial(self._stream_error, link), partial(self._stream_hangs, link)
 
     def _pause(self, seconds: float) -> None:
         self._closing.wait(seconds)
         self._check_still_open()
+
+
+def _is_done(call: _Call | None) -> bool:
+    return call is None or call.future.done()
 
 
 def _classify(link: Link[grpc.Channel]) -> Any:  # noqa: ANN401

@@ -116,8 +116,10 @@ def test_how_many_images_are_taken_ahead_follows_from_what_they_hold(
             assert next(results).top.label == label(0)
         threads = client._preparation.pool.threads
 
-    # Two are with the server, one is to follow, one more showed that it is complete; the others are ahead.
-    assert len(taken) == 4 + (1 if ahead_bytes == 1 else min(2 * threads, 16))
+    # At most two are with the server, one is to follow, one more showed that it is complete; the others are
+    # ahead. Fewer where the first answer came sooner.
+    ahead = 1 if ahead_bytes == 1 else min(2 * threads, 16)
+    assert ahead < len(taken) <= 4 + ahead
 
 
 def test_a_bad_image_is_never_sent_and_fails_alone(told, client, tmp_path):

@@ -110,7 +110,7 @@ class StreamSession:
     to a number that is no longer waited for is dropped.
     """
 
-    def __init__(self, query: Query, *, timeout: float, retries: int) -> None:
+    def __init__(self, query: Query, *, timeout: float, retries: int, can_move: bool = False) -> None:
         self.results: deque[tuple[object, Classification]] = deque()
         """Answers that the caller has not got yet."""
         self.stream: object | None = None
@@ -120,6 +120,10 @@ class StreamSession:
         self._query = query
         self._timeout = timeout
         self._retries = retries
+        self._can_move = can_move
+        """Whether there are other servers to open a stream to."""
+        self._quiet_since = math.inf
+        """Since when images are with the server and nothing was heard of it."""
         self._numbers = count()
         self._waiting: dict[str, _Waiting] = {}
         self._announced = 0
@@ -206,6 +210,7 @@ class StreamSession:
         """
         now = time.monotonic()
         requests: list[pb.ClassifyStreamRequest] = []
+        was_idle = self.stream is None or all(waiting.due is not None for waiting in self._waiting.values())
         for number, waiting in self._waiting.items():
             if self.failure is not None or (self._probing and (requests or self.stream is not None)):
                 break
@@ -215,6 +220,8 @@ class StreamSession:
                 requests.append(
                     pb.ClassifyStreamRequest(id=number, request=waiting.request, timeout_ms=round(left_ms))
                 )
+        if requests and was_idle:
+            self._quiet_since = now
         return requests
 
     def answer(self, stream: object, response: pb.ClassifyStreamResponse) -> None:
@@ -223,6 +230,7 @@ class StreamSession:
             return
         self._connecting = self._new_connecting()
         self._probing = False
+        self._quiet_since = time.monotonic()
         waiting = self._waiting.get(response.id)
         if waiting is None or waiting.due is not None:
             return
@@ -275,6 +283,17 @@ class StreamSession:
         for waiting in self._waiting.values():
             waiting.due = due if waiting.due is None else max(due, waiting.due)
 
+    def hangs(self) -> bool:
+        """Return whether nothing was heard of the server for so long that another is to be asked."""
+        return time.monotonic() >= self._moves_at()
+
+    def _moves_at(self) -> float:
+        is_asked = self.stream is not None and any(each.due is None for each in self._waiting.values())
+        if not (self._can_move and is_asked):
+            return math.inf
+        # Late enough for a server that is slow, early enough for the answers of another.
+        return self._quiet_since + self._timeout / 2
+
     def expire(self) -> None:
         """Answer the images whose time is over."""
         now = time.monotonic()
@@ -293,4 +312,4 @@ class StreamSession:
             waiting.deadline if waiting.due is None or held_back else min(waiting.due, waiting.deadline)
             for waiting in self._waiting.values()
         ]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return max(0.0, min(*times, self._moves_at()) - time.monotonic()) if times else None

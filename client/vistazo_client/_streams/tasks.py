@@ -25,7 +25,9 @@ from vistazo_client.results import Classification
 from vistazo_proto import classification_pb2 as pb
 
 _Requests = AsyncIterator[pb.ClassifyStreamRequest]
-_OpenStream = Callable[[_Requests], tuple[Any, Callable[[grpc.RpcError], VistazoError]]]
+_OpenStream = Callable[
+    [_Requests], tuple[Any, Callable[[grpc.RpcError], VistazoError], Callable[[], VistazoError]]
+]
 
 
 class StreamTasks:
@@ -58,6 +60,7 @@ class StreamTasks:
             while True:
                 self._handle_events()
                 session.expire()
+                self._move_on()
                 self._encode_refused()
                 # Before a result is handed over: the server works while the caller does.
                 self._send_due()
@@ -86,6 +89,13 @@ class StreamTasks:
         except TimeoutError:
             return
         event()
+
+    def _move_on(self) -> None:
+        """Leave a server of which nothing is heard, and ask another."""
+        if self._stream is not None and self._session.hangs():
+            left = self._stream
+            left.cancel()
+            self._session.lost(left, left.hangs())
 
     def _send_due(self) -> None:
         due = self._session.take_due()
@@ -160,7 +170,7 @@ class _Stream:
         self._session = session
         self._events = events
         self._requests: asyncio.Queue[pb.ClassifyStreamRequest | None] = asyncio.Queue()
-        self._call, self._error = open_stream(self._take_requests())
+        self._call, self._error, self.hangs = open_stream(self._take_requests())
         self.reader = asyncio.create_task(self._read(), name="vistazo-stream-answers")
 
     def send(self, request: pb.ClassifyStreamRequest | None) -> None:
