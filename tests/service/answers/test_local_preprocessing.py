@@ -21,6 +21,7 @@ from vistazo_server.batching.batcher import DynamicBatcher
 for package in ("skimage", "sklearn"):
     pytest.importorskip(package, reason="ships the photographs; pip install 'vistazo[export]'")
 
+# Graphs are written in threads: it takes longer than a loop may be held on a busy machine.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of palettes with transparency
 
 
@@ -97,7 +98,7 @@ async def both(server, images, model, reached):
 
 async def test_all_images_of_the_parity_test_reach_an_imagenet_model_alike(photographs, tmp_path, reached):
     images = photographs
-    write_kind(tmp_path, "imagenet", KINDS["imagenet"])
+    await asyncio.to_thread(write_kind, tmp_path, "imagenet", KINDS["imagenet"])
     async with serving(tmp_path) as server:
         (theirs, served), (ours, sent) = await both(server, list(images.values()), "imagenet", reached)
 
@@ -213,8 +214,9 @@ async def test_a_bad_image_fails_alone_in_the_servers_words(kinds, tmp_path):
 
 
 async def test_a_swap_to_other_preprocessing_is_never_answered_with_the_old_pixels(tmp_path, reached):
-    write_kind(tmp_path, "model", KINDS["imagenet"])
-    images = [np.asarray(cut(64, 50)) // np.uint8(number + 1) for number in range(8)]
+    await asyncio.to_thread(write_kind, tmp_path, "model", KINDS["imagenet"])
+    photo = await asyncio.to_thread(cut, 64, 50)
+    images = [np.asarray(photo) // np.uint8(number + 1) for number in range(8)]
     async with (
         serving(tmp_path, model_control="explicit", load="*") as server,
         AsyncClient(server.address, preprocess="local", timeout=30) as client,
@@ -254,7 +256,7 @@ async def test_a_swap_to_other_preprocessing_is_never_answered_with_the_old_pixe
         tasks = [asyncio.create_task(each) for each in (ask(0), ask(1), stream())]
         await until(lambda: "1" in versions)
         for version, kind in ((2, "fit-and-pad"), (3, "stretch")):
-            write_kind(tmp_path, "model", KINDS[kind], version=version)
+            await asyncio.to_thread(write_kind, tmp_path, "model", KINDS[kind], version=version)
             await server.server.repository.load("model")
             await learn(str(version))
             await until(lambda version=version: str(version) in versions)
@@ -266,8 +268,8 @@ async def test_a_swap_to_other_preprocessing_is_never_answered_with_the_old_pixe
 
 
 async def test_a_version_whose_files_change_in_place_is_noticed(tmp_path):
-    write_kind(tmp_path, "model", KINDS["imagenet"])
-    image = cut(64, 50)
+    await asyncio.to_thread(write_kind, tmp_path, "model", KINDS["imagenet"])
+    image = await asyncio.to_thread(cut, 64, 50)
     async with (
         serving(tmp_path, model_control="explicit", load="*") as server,
         AsyncClient(server.address, preprocess="local") as client,
@@ -275,7 +277,7 @@ async def test_a_version_whose_files_change_in_place_is_noticed(tmp_path):
     ):
         before = await client.classify(image, model="model", version="1")
         shutil.rmtree(tmp_path / "model" / "1")
-        write_kind(tmp_path, "model", KINDS["fit-and-pad"])
+        await asyncio.to_thread(write_kind, tmp_path, "model", KINDS["fit-and-pad"])
         await server.server.repository.load("model")
         after = await client.classify(image, model="model", version="1")
         expected = await plain_client.classify(image, model="model", version="1")
