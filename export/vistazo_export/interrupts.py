@@ -26,6 +26,22 @@ class _Shield:
 
 _shield: Final = _Shield()
 
+_unfinished: Final[dict[object, Callable[[], None]]] = {}
+"""What is still to be cleared away, and how."""
+
+
+def clear_in_the_end(what: object, clear: Callable[[], None]) -> None:
+    """Let `clear` be called when a signal has ended the command and `what` was not cleared away until then.
+
+    A signal may come just before a `finally` begins, or in contextlib's code that would have led there.
+    """
+    _unfinished[what] = clear
+
+
+def cleared(what: object) -> None:
+    """Take note that there is nothing more to clear away."""
+    _unfinished.pop(what, None)
+
 
 @contextmanager
 def shielded() -> Iterator[None]:
@@ -63,6 +79,9 @@ def terminated_like_interrupted() -> Iterator[None]:
         _alarm(0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        if ending.raised is not None:
+            for clear in list(_unfinished.values()):
+                clear()
     if ending.raised is not None:
         raise ending.raised
 

@@ -125,18 +125,20 @@ def test_a_step_that_must_not_stay_half_done_ends_first(number, ending):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a listing cut short
 @SIGNALS
 def test_staging_is_gone_whenever_a_signal_comes(tmp_path, number, ending):
-    def stage(timer):
+    def stage(timer, repository):
         timer.start()
         while True:
-            with staging(tmp_path / "models", "lenet") as staged:
+            with staging(repository, "lenet") as staged:
                 (staged.version / "model.onnx").write_bytes(b"x")
 
     for moment in range(20):
+        # Each of its own: a lock that was cut short ends with the process, which goes on here.
+        repository = tmp_path / str(moment)
         timer = threading.Timer(moment * 0.0005, send, [number])
         with pytest.raises(ending), terminated_like_interrupted():
-            stage(timer)
+            stage(timer, repository)
         timer.join()
-        assert [path.name for path in tmp_path.glob("models/.*") if path.is_dir()] == []
+        assert [path.name for path in repository.glob(".*") if path.is_dir()] == []
 
 
 def test_afterwards_signals_are_as_before():

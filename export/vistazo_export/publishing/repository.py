@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vistazo_export.errors import RepositoryError
-from vistazo_export.interrupts import shielded
+from vistazo_export.interrupts import clear_in_the_end, cleared, shielded
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -124,6 +125,7 @@ def staging(repository: Path, name: str) -> Iterator[StagedModel]:
                 _clear_abandoned(repository)
                 with shielded():
                     root = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=repository))
+                    clear_in_the_end(root, partial(_clear, root))
                     # Deleted before the lock on it ends, so nobody else ever takes it for abandoned.
                     stack.enter_context(_locked(root))
                     stack.callback(_clear, root)
@@ -137,6 +139,7 @@ def staging(repository: Path, name: str) -> Iterator[StagedModel]:
 def _clear(root: Path) -> None:
     with shielded():
         shutil.rmtree(root, ignore_errors=True)
+        cleared(root)
 
 
 def publish(staged: StagedModel, repository: Path) -> int:
