@@ -168,17 +168,18 @@ WHILE_IMPORTING = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
 
+_, module, number, models = sys.argv
+
 class Finder(MetaPathFinder):
     sent = False
     def find_spec(self, name, path, target=None):
-        if name == sys.argv[1] and not Finder.sent:
+        if name == module and not Finder.sent:
             Finder.sent = True
-            os.kill(os.getpid(), int(sys.argv[2]))
+            os.kill(os.getpid(), int(number))
 
 sys.meta_path.insert(0, Finder())
 from vistazo_client.cli import main
-sys.argv = ["vistazo", "export", "lenet", "nin", "--weights", "untrained", "--models", sys.argv[3]]
-main()
+main(["export", "lenet", "nin", "--weights", "untrained", "--models", models])
 """
 
 
