@@ -38,7 +38,7 @@ IMAGES_PER_REQUEST = 32
 REQUEST_BYTES = 16 * 1024 * 1024
 
 # So long a request waits for the source to give more images.
-GATHER_SECONDS = 0.1
+GATHER_SECONDS = 0.25
 
 # The server says "images[3]: …" and counts within one request. The caller's list is longer, and holds
 # images that were never sent.
