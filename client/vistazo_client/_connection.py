@@ -4,12 +4,12 @@ Nothing here is public.
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Generic
 
 from vistazo_client._channel import ChannelT, Link
+from vistazo_client._fork_lock import ForkLock
 from vistazo_client._target import Target
 
 # After a failure the other targets are asked first for so long: until grpc has tried to reconnect.
@@ -103,16 +103,5 @@ class _Opened(Generic[ChannelT]):
         return up[0] if up else min(in_turn, key=lambda link: link.down_until)
 
 
-class _Opening:
-    """The lock under which channels are opened; a child never waits for a thread of its parent's."""
-
-    def __init__(self) -> None:
-        self.renew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.renew)
-
-    def renew(self) -> None:
-        self.lock = threading.Lock()
-
-
-_opening = _Opening()
+# Under which channels are opened.
+_opening = ForkLock()

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from vistazo_client._fork_lock import ForkLock
 from vistazo_client.errors import RequestCancelledError
 
 # One client on a large machine does not take all of it.
@@ -91,19 +92,8 @@ class _Started:
         """Bytes that large images in work take."""
 
 
-class _Starting:
-    """The lock under which threads are started; a child never waits for a thread of its parent's."""
-
-    def __init__(self) -> None:
-        self.renew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.renew)
-
-    def renew(self) -> None:
-        self.lock = threading.Lock()
-
-
-_starting = _Starting()
+# Under which threads are started.
+_starting = ForkLock()
 
 
 def _closed() -> RequestCancelledError:
