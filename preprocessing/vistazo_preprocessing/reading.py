@@ -6,15 +6,15 @@ from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
-from vistazo_preprocessing import jpeg, png
-from vistazo_preprocessing.bmp import SIGNATURE as BMP_SIGNATURE
-from vistazo_preprocessing.bmp import read_bmp
 from vistazo_preprocessing.effort import Effort
 from vistazo_preprocessing.errors import ImageError, broken
-from vistazo_preprocessing.header import Header
+from vistazo_preprocessing.formats import jpeg, png
+from vistazo_preprocessing.formats.bmp import SIGNATURE as BMP_SIGNATURE
+from vistazo_preprocessing.formats.bmp import read_bmp
+from vistazo_preprocessing.formats.header import Header
+from vistazo_preprocessing.formats.recognition import not_an_image
+from vistazo_preprocessing.formats.webp import is_webp, read_webp
 from vistazo_preprocessing.picture import Picture, upright_size
-from vistazo_preprocessing.recognition import not_an_image
-from vistazo_preprocessing.webp import is_webp, read_webp
 
 # Every format more is a decoder more that strangers' bytes reach.
 

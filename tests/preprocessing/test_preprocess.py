@@ -12,7 +12,7 @@ from PIL import Image
 from support.images import png_chunk
 from vistazo_preprocessing.effort import HEADER_SECONDS
 from vistazo_preprocessing.errors import ImageError
-from vistazo_preprocessing.jpeg import MOST_SCANS
+from vistazo_preprocessing.formats.jpeg import MOST_SCANS
 from vistazo_preprocessing.preprocessor import Preprocessor
 from vistazo_preprocessing.spec import Layout, PreprocessSpec, ResizeMode
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from support.images import animation, file
 from support.tiny import tiny_model
-from vistazo_preprocessing.recognition import not_an_image
+from vistazo_preprocessing.formats.recognition import not_an_image
 
 IMAGE = Image.new("RGB", (60, 40), (1, 2, 3))
 JPEG, PNG = file(IMAGE, "JPEG"), file(IMAGE)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from vistazo_preprocessing.effort import Effort
 from vistazo_preprocessing.errors import ImageError
+from vistazo_preprocessing.formats.jpeg import read_jpeg
 from vistazo_preprocessing.geometry import centre_crop, ratio_size, shortest_edge_size
-from vistazo_preprocessing.jpeg import read_jpeg
 from vistazo_preprocessing.preprocessor import Large, Preprocessor
 from vistazo_preprocessing.spec import JpegDecoding, PreprocessSpec, ResizeMode
 

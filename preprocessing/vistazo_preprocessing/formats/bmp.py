@@ -6,7 +6,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vistazo_preprocessing.effort import BoundedFile, Effort
 from vistazo_preprocessing.errors import broken
-from vistazo_preprocessing.header import Header
+from vistazo_preprocessing.formats.header import Header
 from vistazo_preprocessing.picture import Picture
 
 SIGNATURE: Final = b"BM"

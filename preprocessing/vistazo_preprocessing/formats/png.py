@@ -14,8 +14,8 @@ from PIL import Image, ImageFile
 
 from vistazo_preprocessing.effort import BoundedFile, Effort
 from vistazo_preprocessing.errors import ImageError, broken
-from vistazo_preprocessing.header import Header
-from vistazo_preprocessing.orientation import upright_turn
+from vistazo_preprocessing.formats.header import Header
+from vistazo_preprocessing.formats.orientation import upright_turn
 from vistazo_preprocessing.picture import ColourKey, Picture
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"

@@ -8,8 +8,8 @@ from PIL import Image
 
 from vistazo_preprocessing.effort import BoundedFile, Effort
 from vistazo_preprocessing.errors import ImageError, broken
-from vistazo_preprocessing.header import Header
-from vistazo_preprocessing.orientation import upright_turn
+from vistazo_preprocessing.formats.header import Header
+from vistazo_preprocessing.formats.orientation import upright_turn
 from vistazo_preprocessing.picture import Picture
 
 _PIXELS: Final = (b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF")
