@@ -102,6 +102,8 @@ def test_what_no_server_takes_is_refused_before_it_is_sent(own):
         own_files(own(b"\xff\xd8\xff nothing"))
     with pytest.raises(BenchError, match="cannot read the image"):
         own_files(own(file(PIXELS, "JPEG")[:900]))
+    with pytest.raises(BenchError, match="got 10 bytes of text"):
+        own_files(own(b"only text\n"))
 
 
 def test_jpeg_files_of_any_size_are_made_of_the_photograph():

@@ -57,7 +57,10 @@ def own_files(path: Path) -> Pictures:
 
     Raises BenchError when it cannot be read or is of a format that no server takes.
     """
-    from PIL import Image  # noqa: PLC0415  not needed to import the command
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  not needed to import the command
+
+    from vistazo_preprocessing.errors import ImageError  # noqa: PLC0415
+    from vistazo_preprocessing.reading import reading  # noqa: PLC0415
 
     # Of one's own file every size is meant.
     Image.MAX_IMAGE_PIXELS = None
@@ -65,6 +68,14 @@ def own_files(path: Path) -> Pictures:
         original = path.read_bytes()
         image = Image.open(io.BytesIO(original))
         image.load()
+    except UnidentifiedImageError as error:
+        told = "it is damaged"
+        try:
+            with reading(original):
+                pass
+        except ImageError as reason:
+            told = str(reason)
+        raise BenchError(f"cannot read the image {path}: {told}") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise BenchError(f"cannot read the image {path}: {error}") from error
     if image.format not in FORMATS:
